@@ -1,0 +1,96 @@
+"""An order: what a client wants done, by when and for how much; and the record of its task.
+
+The record is the auctioneer's whole memory of a task. It is persisted as it stands, shown to the
+client as it stands, and bounded: bids of the last rounds only.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from attrs import frozen
+
+from mesh.ids import EntryId, PeerId, TaskId
+from mesh.messages import Result, Work
+
+BIDS_KEPT_MAX = 32
+"""Bids and refusals kept on a task's record: the newest win."""
+
+
+@frozen
+class Order:
+    """A client's bid for compute. Money in µcr; the deadline counts from admission."""
+
+    task: TaskId
+    name: str
+    work: Work
+    max_price: int
+    fee: int
+    priority: int
+    deadline_ms: int
+
+
+class State(StrEnum):
+    """Where a task is."""
+
+    WAITING = "waiting"
+    """Nobody took it yet; its auctioneer asks again."""
+    ASKING = "asking"
+    """An auction is open."""
+    AWARDED = "awarded"
+    """A winner was chosen and has not yet accepted."""
+    RUNNING = "running"
+    DONE = "done"
+    """It ended by itself, whatever its exit code, and is settled."""
+    FAILED = "failed"
+    """It broke a limit, trapped, or missed deadline and grace; the reason says which."""
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (State.DONE, State.FAILED, State.CANCELLED)
+
+
+@frozen
+class Answer:
+    """One candidate's answer to an ask, as it stays on record."""
+
+    round: int
+    peer: PeerId
+    price: int
+    """The reserve of the bid: the most it would cost. 0 for a refusal."""
+    p_on_time: int
+    finish_ms: int
+    """Median promise. 0 for a refusal."""
+    score: int
+    is_bid: bool
+    reason: str
+    """The bidder's own words."""
+    verdict: str
+    """The auctioneer's: "won", or why it lost; empty while the auction is open."""
+
+
+@frozen
+class TaskRecord:
+    """All that its auctioneer knows of one task."""
+
+    order: Order
+    state: State
+    submitted_ms: int
+    """Wall clock at admission: a claim, for people."""
+    round: int = 0
+    fence: int = 0
+    """Of the newest award; only its effects count."""
+    executor: PeerId | None = None
+    answers: tuple[Answer, ...] = ()
+    fuel: int = 0
+    """Progress as last reported."""
+    moves: int = 0
+    """Executors lost before this one."""
+    alloc: EntryId | None = None
+    settle: EntryId | None = None
+    amount: int = 0
+    """What was paid, µcr."""
+    result: Result | None = None
+    reason: str = ""
+    """Why it is in this state, for people."""

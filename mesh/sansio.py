@@ -1,0 +1,231 @@
+"""What a core is: events in, actions out.
+
+A core never waits, reads a clock, draws global randomness, or touches a socket, file, thread or
+logger. Time is an argument (monotonic seconds, origin arbitrary); long work is an action that ends
+in an event. A shell performs the actions *in order*, and has made every `Persist` durable before
+any later `Send`. Timers are emitted and never cancelled: a core ignores a wake-up whose subject
+has moved on.
+
+Two shells run the same kernel: mesh/driver.py under trio, mesh/sim under virtual time.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from attrs import frozen
+
+from mesh.ids import PeerId, TaskId
+from mesh.market.order import Order, TaskRecord
+from mesh.messages import Message, Result, SignedOffer, Work
+from mesh.notices import Notice
+
+# --- events -----------------------------------------------------------------------------------
+
+
+@frozen
+class Started:
+    """The shell is up: open for business. Always the first event, exactly once."""
+
+
+@frozen
+class Received:
+    """A message from *peer*, whom the transport has authenticated."""
+
+    peer: PeerId
+    message: Message
+
+
+@frozen
+class OfferReceived:
+    """A gossiped offer; nothing in it has been verified yet."""
+
+    signed: SignedOffer
+
+
+@frozen
+class Submitted:
+    """A client of this node bids for compute. Submitting a known task again changes nothing."""
+
+    order: Order
+
+
+@frozen
+class CancelRequested:
+    """A client of this node takes its task back."""
+
+    task: TaskId
+
+
+@frozen
+class LoadSampled:
+    """The owner's own load, the mesh's tasks subtracted: thousandths of a core, bytes of RAM."""
+
+    cpu_milli: int
+    memory: int
+
+
+@frozen
+class RunProgressed:
+    """A run of ours has burnt *fuel* so far."""
+
+    task: TaskId
+    fence: int
+    fuel: int
+
+
+@frozen
+class RunEnded:
+    """A run of ours came to an end by the task's own doing."""
+
+    task: TaskId
+    fence: int
+    result: Result
+
+
+@frozen
+class RunLost:
+    """A run of ours could not go on by no fault of the task (inputs unreachable, worker killed)."""
+
+    task: TaskId
+    fence: int
+    reason: str
+
+
+@frozen
+class Woken:
+    """A timer that some core asked for. *subject* and *mark* say whose and which."""
+
+    core: str
+    subject: TaskId | None
+    mark: int
+
+
+Event: TypeAlias = (
+    Started
+    | Received
+    | OfferReceived
+    | Submitted
+    | CancelRequested
+    | LoadSampled
+    | RunProgressed
+    | RunEnded
+    | RunLost
+    | Woken
+)
+
+# --- actions ----------------------------------------------------------------------------------
+
+
+@frozen
+class Send:
+    """Put *message* in the bounded outbox of *peer*. May be lost, delayed or repeated."""
+
+    peer: PeerId
+    message: Message
+
+
+@frozen
+class Gossip:
+    """Publish this node's offer to everybody."""
+
+    signed: SignedOffer
+
+
+@frozen
+class PersistTask:
+    """Make the auctioneer's record of a task durable."""
+
+    record: TaskRecord
+
+
+@frozen
+class PersistTenancy:
+    """Make durable that we host a task for *buyer*."""
+
+    task: TaskId
+    fence: int
+    buyer: PeerId
+    alloc: bytes
+    """The encoded ALLOC entry: the proof that we were asked to."""
+
+
+@frozen
+class ForgetTenancy:
+    """The tenancy is closed; drop its durable record."""
+
+    task: TaskId
+    fence: int
+
+
+@frozen
+class AppendEntry:
+    """Make a ledger entry durable: our own (chain order) or one that names us as the seller."""
+
+    entry: bytes
+    is_own: bool
+
+
+@frozen
+class Run:
+    """Fetch the work from *buyer* and run it. Ends in RunEnded or RunLost, unless stopped."""
+
+    task: TaskId
+    fence: int
+    buyer: PeerId
+    work: Work
+
+
+@frozen
+class PauseRun:
+    """Stop the clock of a run without losing its state."""
+
+    task: TaskId
+    fence: int
+
+
+@frozen
+class ContinueRun:
+    """Undo PauseRun."""
+
+    task: TaskId
+    fence: int
+
+
+@frozen
+class StopRun:
+    """Kill a run; nothing of it is wanted any more. No event follows."""
+
+    task: TaskId
+    fence: int
+
+
+@frozen
+class Notify:
+    """Tell whoever watches this node."""
+
+    notice: Notice
+
+
+@frozen
+class WakeAt:
+    """Deliver *event* back at *when* (monotonic seconds). Never cancelled."""
+
+    when: float
+    event: Woken
+
+
+Action: TypeAlias = (
+    Send
+    | Gossip
+    | PersistTask
+    | PersistTenancy
+    | ForgetTenancy
+    | AppendEntry
+    | Run
+    | PauseRun
+    | ContinueRun
+    | StopRun
+    | Notify
+    | WakeAt
+)
