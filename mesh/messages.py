@@ -26,7 +26,7 @@ class Quantiles:
 
 @frozen
 class Outlook:
-    """The owner's own load as forecast *ahead_ms* from now: CPU in thousandths of a core, RAM in bytes."""
+    """The owner's own load as forecast *ahead_ms* from now: thousandths of a core, bytes."""
 
     ahead_ms: int
     cpu_milli: Quantiles
@@ -152,7 +152,7 @@ class Accepted:
 
 @frozen
 class Declined:
-    """The winner will not run it (its hold has gone); with signed VOID terms the buyer's money is free."""
+    """The winner will not run it (its hold has gone); signed VOID terms free the buyer's money."""
 
     task: TaskId
     fence: int
@@ -217,7 +217,7 @@ class Result:
 
 @frozen
 class Done:
-    """Executor to auctioneer: it ran to its end; here are the SETTLE terms, signed by the seller."""
+    """Executor to auctioneer: it ran to its end; the SETTLE terms, signed by the seller."""
 
     task: TaskId
     fence: int

@@ -11,6 +11,7 @@ Two shells run the same kernel: mesh/driver.py under trio, mesh/sim under virtua
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 from attrs import frozen
@@ -19,6 +20,18 @@ from mesh.ids import PeerId, TaskId
 from mesh.market.order import Order, TaskRecord
 from mesh.messages import Message, Result, SignedOffer, Work
 from mesh.notices import Notice
+
+
+@frozen
+class Identity:
+    """Who a core is. Ed25519 is deterministic, so signing is an argument and not an effect."""
+
+    peer: PeerId
+    sign: Callable[[bytes], bytes]
+    """message -> signature of 64 bytes."""
+    verify: Callable[[bytes, bytes, bytes], bool]
+    """(key, message, signature) -> good?"""
+
 
 # --- events -----------------------------------------------------------------------------------
 
