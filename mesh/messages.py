@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from attrs import frozen
 
-from mesh.ids import Cid, TaskId
+from mesh.ids import Cid, PeerId, TaskId
 from mesh.resources.capacity import Capacity
 
 
@@ -37,7 +37,7 @@ class Outlook:
 class Offer:
     """What a node has for sale now; gossiped, signed, and its heartbeat."""
 
-    peer: bytes
+    peer: PeerId
     epoch: int
     """Rises with every start of the node: a restarted node's offers supersede its old ones."""
     seq: int
@@ -197,6 +197,8 @@ class Revoked:
     task: TaskId
     fence: int
     reason: str
+    is_owed: bool
+    """Whether the fuel burnt so far will be paid: answer with Done, else with Lost."""
 
 
 @frozen

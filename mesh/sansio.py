@@ -161,6 +161,8 @@ class PersistTenancy:
     buyer: PeerId
     alloc: bytes
     """The encoded ALLOC entry: the proof that we were asked to."""
+    answer: bytes
+    """The encoded Done or Lost that still waits for its Settled, or nothing."""
 
 
 @frozen
@@ -214,6 +216,14 @@ class StopRun:
 
 
 @frozen
+class Penalize:
+    """A peer broke the protocol: its fault is counted against it."""
+
+    peer: PeerId
+    reason: str
+
+
+@frozen
 class Notify:
     """Tell whoever watches this node."""
 
@@ -239,6 +249,7 @@ Action: TypeAlias = (
     | PauseRun
     | ContinueRun
     | StopRun
+    | Penalize
     | Notify
     | WakeAt
 )

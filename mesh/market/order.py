@@ -63,6 +63,7 @@ class Answer:
     finish_ms: int
     """Median promise. 0 for a refusal."""
     score: int
+    """What the award would be worth to the buyer, µcr; 0 when that is negative."""
     is_bid: bool
     reason: str
     """The bidder's own words."""

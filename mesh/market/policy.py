@@ -1,0 +1,56 @@
+"""The market's constants of time and size: every one a bound or a duration, in one place."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen
+class Policy:
+    """Durations in milliseconds. The defaults suit a LAN and a continent alike."""
+
+    candidates: int = 8
+    """Peers asked in a first round (market.md: eight bids reach the value of seeing everything)."""
+    candidates_wide: int = 32
+    """Peers asked after a failed round; after the next failure, all that fit."""
+    candidates_at_random: int = 2
+    window_ms: int = 300
+    """Bids are awaited this long, or until all candidates have answered."""
+    window_max_ms: int = 900
+    """…or this long, when the window closed without a single bid."""
+    hold_ms: int = 2_000
+    """A bidder holds the capacity this long; longer than window_max_ms and an award's way."""
+    award_every_ms: int = 300
+    """An unanswered award is repeated at this pace until the hold must have ended."""
+    winners_max: int = 3
+    """Winners tried in one round."""
+    ttl_ms: int = 15_000
+    """Of a lease; renewed at a third of it."""
+    margin_ms: int = 1_000
+    """What the grantor waits beyond the ttl: covers clocks whose rates differ."""
+    orphan_ms: int = 30_000
+    """A tenant whose grantor is silent this long after expiry finishes the run on its own account."""
+    grace_ms: int = 30_000
+    """A task that misses its deadline by this much is reported failed."""
+    ask_again_ms: int = 180_000
+    ask_again_urgent_ms: int = 60_000
+    """…when less than half an hour is left."""
+    ask_again_at_least_ms: int = 1_000
+    """An offer that shows room brings a new auction at once, but never closer than this."""
+    offer_every_ms: int = 15_000
+    offer_gap_ms: int = 2_000
+    """Offers of one node are never closer than this."""
+    offer_ages_ms: int = 50_000
+    """An offer unheard for this long leaves the book: three were missed."""
+    resend_ms: int = 1_000
+    """First repetition of an unanswered Done or Lost; doubles up to resend_max_ms."""
+    resend_max_ms: int = 60_000
+
+    offers_max: int = 1_024
+    tasks_open_max: int = 1_024
+    tasks_ended_max: int = 1_024
+    """Ended tasks kept in memory; all of them stay in the node's files."""
+    holds_max: int = 64
+    tenancies_max: int = 256
+    allocs_max: int = 4_096
+    """Open ALLOC entries of ours: awards neither settled nor void."""
