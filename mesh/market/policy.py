@@ -29,7 +29,7 @@ class Policy:
     margin_ms: int = 1_000
     """What the grantor waits beyond the ttl: covers clocks whose rates differ."""
     orphan_ms: int = 30_000
-    """A tenant whose grantor is silent this long after expiry finishes the run on its own account."""
+    """A tenant whose grantor stays silent this long after expiry finishes on its own account."""
     grace_ms: int = 30_000
     """A task that misses its deadline by this much is reported failed."""
     ask_again_ms: int = 180_000

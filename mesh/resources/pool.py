@@ -1,4 +1,4 @@
-"""The pool: what of the sold capacity is reserved, by whom. Never more than is sold (promise S6)."""
+"""The pool: what of the sold capacity is reserved, by whom; never more than is sold (S6)."""
 
 from __future__ import annotations
 
