@@ -1,0 +1,1 @@
+"""Generated from protos/mesh/v1 by tools/protos.py: do not edit."""
