@@ -47,7 +47,7 @@ def steps(with_tests: bool) -> Iterator[Step]:
     yield Step("tidy", script("tidy.py"))
     if (ROOT / "tools" / "protos.py").exists():
         yield Step("protos", script("protos.py", "--check"))
-    yield Step("imports", (str(SCRIPTS / "lint-imports"), "--no-timing"))
+    yield Step("imports", (str(SCRIPTS / "lint-imports"), "--no-logo"))
     yield Step("types", module("mypy"))
     if with_tests:
         yield Step("tests", module("pytest"))
