@@ -1,0 +1,273 @@
+"""The connection to one node, and every question that it answers."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from mesh import ids
+from mesh.client import references
+from mesh.client.address import find_target
+from mesh.client.errors import NotFound
+from mesh.client.faults import told_plainly
+from mesh.client.files import below, in_chunks, open_file, write_whole
+from mesh.client.limits import Limits
+from mesh.client.task import Task
+from mesh.paths import Home, find_home
+from mesh.v1 import (
+    files_pb2,
+    files_pb2_grpc,
+    ledger_pb2,
+    ledger_pb2_grpc,
+    market_pb2,
+    market_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+    order_pb2,
+    tasks_pb2,
+    tasks_pb2_grpc,
+)
+
+ANSWER_S = 30.0
+"""Seconds that a plain question may take."""
+UPLOAD_S = 3600.0
+PAGES_MAX = 1000
+"""Pages of one list: more is a node that never ends it."""
+
+
+def connect(
+    address: str | None = None, *, home: Home | None = None, environ: Mapping[str, str] = os.environ
+) -> Client:
+    """A client of the node at *address*, of MESH_ADDR, or of the node that runs on this machine.
+
+    Nothing is sent yet. Raises BadRequest for an impossible address, Unreachable when no address
+    is given and no node runs here.
+    """
+    home = home or find_home(environ)
+    return Client(find_target(address, environ, home), home.last_task)
+
+
+class Client:
+    """One node, as its user sees it. A context manager; may be shared by threads.
+
+    Every method raises the tree of mesh.client.errors and nothing else.
+    """
+
+    def __init__(self, target: str, last_task: Path) -> None:
+        self.target = target
+        self._last_task = last_task
+        self._channel = grpc.insecure_channel(target)
+        self._market = market_pb2_grpc.MarketStub(self._channel)
+        self._tasks = tasks_pb2_grpc.TasksStub(self._channel)
+        self._node = node_pb2_grpc.NodeStub(self._channel)
+        self._files = files_pb2_grpc.FilesStub(self._channel)
+        self._ledger = ledger_pb2_grpc.LedgerStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up; tasks go on."""
+        self._channel.close()
+
+    # --- tasks ---------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        module: str | Path,
+        args: Sequence[str] = (),
+        *,
+        inputs: Mapping[str, str | Path] | None = None,
+        env: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        name: str = "",
+        key: bytes = b"",
+    ) -> Task:
+        """Bid for compute: upload *module* and *inputs*, admit the task.
+
+        A module or input is a path, or `cid:…` for content that the node can find. The same *key*
+        gives the same task, so a repeated call never pays twice; by default each call has its own.
+        """
+        limits = limits or Limits()
+        request = market_pb2.MarketBidRequest(
+            idempotency_key=key or secrets.token_bytes(16),
+            name=name or Path(module).stem,
+            module=self.content(module),
+            args=args,
+            env=env or {},
+            inputs={name: self.content(source) for name, source in (inputs or {}).items()},
+            cpu_milli=limits.cpu_milli,
+            memory=limits.memory,
+            disk=limits.disk,
+            fuel=limits.fuel,
+            wall_ms=limits.wall_ms,
+            deadline_ms=limits.deadline_ms,
+            max_price=limits.max_price,
+            fee=limits.fee,
+            priority=limits.priority,
+            features=limits.features,
+        )
+        with told_plainly(self.target):
+            task = self._market.Bid(request, timeout=ANSWER_S).task_id
+        references.remember(self._last_task, task)
+        return Task(self, task)
+
+    def task(self, reference: str) -> Task:
+        """The task with this id, unique prefix of an id (four digits or more), or `@last`."""
+        return Task(self, self.task_id(reference))
+
+    def task_id(self, reference: str) -> str:
+        """The full id that *reference* means. Raises NotFound, Ambiguous, BadRequest."""
+        if reference == references.LAST:
+            return references.recall(self._last_task)
+        if references.is_task(reference):
+            return reference
+        return references.choose(reference, (task.task_id for task in self.tasks()))
+
+    def tasks(self) -> Iterator[order_pb2.Task]:
+        """Every task that this node has admitted, without their bids."""
+        token = ""
+        for _ in range(PAGES_MAX):
+            with told_plainly(self.target):
+                page = self._tasks.List(
+                    tasks_pb2.TasksListRequest(page_token=token), timeout=ANSWER_S
+                )
+            yield from page.tasks
+            token = page.next_page_token
+            if not token:
+                return
+
+    def record(self, task: str) -> order_pb2.Task:
+        """All that the node knows of the task with this full id."""
+        with told_plainly(self.target):
+            request = tasks_pb2.TasksGetRequest(task_id=task)
+            return self._tasks.Get(request, timeout=ANSWER_S).task
+
+    def outcome(self, task: str, timeout: float | None) -> order_pb2.Task:
+        """The record once the task has ended, after at most *timeout* seconds."""
+        with told_plainly(self.target):
+            request = tasks_pb2.TasksResultRequest(task_id=task, wait=True)
+            return self._tasks.Result(request, timeout=timeout).task
+
+    def watch(
+        self, task: str = "", timeout: float | None = None
+    ) -> Iterator[tasks_pb2.TasksWatchResponse]:
+        """Records and notices as they come, of one task until it ends, or of everything."""
+        call = self._tasks.Watch(tasks_pb2.TasksWatchRequest(task_id=task), timeout=timeout)
+        try:
+            with told_plainly(self.target):
+                yield from call
+        finally:
+            call.cancel()
+
+    def cancel(self, task: str) -> None:
+        """Take the task back; nothing happens to one that has ended."""
+        with told_plainly(self.target):
+            self._tasks.Cancel(tasks_pb2.TasksCancelRequest(task_id=task), timeout=ANSWER_S)
+
+    # --- the node ------------------------------------------------------------------------------
+
+    def status(self) -> node_pb2.NodeStatusResponse:
+        """This node, now."""
+        with told_plainly(self.target):
+            return self._node.Status(node_pb2.NodeStatusRequest(), timeout=ANSWER_S)
+
+    def peers(self) -> Iterator[node_pb2.Peer]:
+        """Every peer that this node knows."""
+        token = ""
+        for _ in range(PAGES_MAX):
+            with told_plainly(self.target):
+                page = self._node.Peers(
+                    node_pb2.NodePeersRequest(page_token=token), timeout=ANSWER_S
+                )
+            yield from page.peers
+            token = page.next_page_token
+            if not token:
+                return
+
+    # --- money ---------------------------------------------------------------------------------
+
+    def receipts(self, task: str = "", limit: int = 0) -> Sequence[ledger_pb2.Receipt]:
+        """Ledger entries of this node's, newest first; of one task, or of all."""
+        request = ledger_pb2.LedgerReceiptsRequest(task_id=task, limit=limit)
+        with told_plainly(self.target):
+            return list(self._ledger.Receipts(request, timeout=ANSWER_S).receipts)
+
+    def audit(
+        self, rerun: bool = False, task: str = "", timeout: float | None = None
+    ) -> Iterator[ledger_pb2.LedgerAuditResponse]:
+        """Findings as they are made: signatures, chain, amounts, totals; with *rerun* the bill."""
+        request = ledger_pb2.LedgerAuditRequest(task_id=task, rerun=rerun)
+        call = self._ledger.Audit(request, timeout=timeout)
+        try:
+            with told_plainly(self.target):
+                yield from call
+        finally:
+            call.cancel()
+
+    # --- files ---------------------------------------------------------------------------------
+
+    def content(self, source: str | Path) -> str:
+        """The CID of *source*: of `cid:…` as it stands, of a path after uploading it."""
+        if isinstance(source, str) and source.startswith("cid:"):
+            return references.check_cid(source.removeprefix("cid:"))
+        return self.put(source)
+
+    def put(self, path: str | Path) -> str:
+        """Upload a file and pin it on the node; its CID, the same as `ipfs add --cid-version=1`."""
+        path = Path(path)
+        with open_file(path) as file, told_plainly(self.target):
+            return self._files.Put(in_chunks(path.name, file), timeout=UPLOAD_S).cid
+
+    def read(self, cid: str, path: str = "") -> Iterator[bytes]:
+        """The bytes of a file, or of the file at *path* below a directory."""
+        call = self._files.Get(files_pb2.FilesGetRequest(cid=cid, path=path), timeout=UPLOAD_S)
+        try:
+            with told_plainly(self.target):
+                for part in call:
+                    yield part.chunk
+        finally:
+            call.cancel()
+
+    def files(self, cid: str) -> Iterator[files_pb2.File]:
+        """Every file below the directory *cid*."""
+        token = ""
+        for _ in range(PAGES_MAX):
+            with told_plainly(self.target):
+                request = files_pb2.FilesStatRequest(cid=cid, page_token=token)
+                page = self._files.Stat(request, timeout=ANSWER_S)
+            yield from page.files
+            token = page.next_page_token
+            if not token:
+                return
+
+    def get(self, cid: str, to: str | Path, path: str = "") -> list[Path]:
+        """Download the file *cid* (or *path* below it) to *to*, or a whole directory into it."""
+        target = Path(to)
+        if path or ids.cid_codec(ids.parse_cid(references.check_cid(cid))) == ids.RAW:
+            write_whole(self.read(cid, path), target)
+            return [target]
+        listed = [file.path for file in self.files(cid)]
+        if listed == [""]:  # a file of several blocks
+            write_whole(self.read(cid), target)
+            return [target]
+        written = [below(target, name) for name in listed]
+        for name, place in zip(listed, written, strict=True):
+            write_whole(self.read(cid, name), place)
+        if not written:
+            raise NotFound(f"{cid} is an empty directory")
+        return written

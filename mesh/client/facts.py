@@ -1,0 +1,57 @@
+"""Messages as plain values with stable names: what `-o json` prints and scripts rely on.
+
+Every field is there, absent messages are null, integers stay integers (protobuf's own JSON makes
+int64 a string), states are words, bytes are hex. The schema name says which message it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from mesh.v1 import order_pb2
+
+Facts = dict[str, Any]
+
+
+def state_word(state: int) -> str:
+    """`running` for TASK_STATE_RUNNING."""
+    return order_pb2.TaskState.Name(state).removeprefix("TASK_STATE_").lower()  # type: ignore[arg-type]
+
+
+def facts_of(message: Message) -> Facts:
+    """All fields of *message* by name, nested messages as mappings."""
+    fields: Iterable[Any] = message.DESCRIPTOR.fields
+    return {field.name: _field(message, field) for field in fields}
+
+
+def tagged(schema: str, facts: Mapping[str, object]) -> Facts:
+    """*facts* under the name of their schema, `mesh.task/v1`."""
+    return {"schema": schema, **facts}
+
+
+def _field(message: Message, field: FieldDescriptor) -> object:
+    value = getattr(message, field.name)
+    if _is_map(field):
+        return {key: value[key] for key in sorted(value)}
+    if field.is_repeated:
+        return [_value(field, item) for item in value]
+    if field.message_type is not None and not message.HasField(field.name):
+        return None
+    return _value(field, value)
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    kind = field.message_type
+    return kind is not None and kind.GetOptions().map_entry
+
+
+def _value(field: FieldDescriptor, value: Any) -> object:  # noqa: ANN401  (protobuf's own)
+    if field.message_type is not None:
+        return facts_of(value)
+    if field.enum_type is not None:
+        return state_word(value)
+    return value.hex() if isinstance(value, bytes) else value
