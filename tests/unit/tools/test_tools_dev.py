@@ -86,7 +86,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-async def test_the_first_run_prepares_and_the_second_starts_at_once(checkout: Checkout) -> None:
+def test_the_first_run_prepares_and_the_second_starts_at_once(checkout: Checkout) -> None:
     first, second = checkout.run("demo", "--json"), checkout.run("demo")
     assert first.returncode == second.returncode == 0
     assert checkout.calls() == ["venv", "install 1", "install 2"]
@@ -94,13 +94,13 @@ async def test_the_first_run_prepares_and_the_second_starts_at_once(checkout: Ch
     assert second.stderr == ""
 
 
-async def test_stdout_belongs_to_the_command(checkout: Checkout) -> None:
+def test_stdout_belongs_to_the_command(checkout: Checkout) -> None:
     assert checkout.run("demo", "--json").stdout == "-m mesh demo --json\n"
     assert checkout.run("test", "-x").stdout == "-m pytest -x\n"
     assert checkout.run("check").stdout.strip().endswith("tools/check.py")
 
 
-async def test_setuptools_comes_first_so_that_every_build_uses_the_pinned_one(
+def test_setuptools_comes_first_so_that_every_build_uses_the_pinned_one(
     checkout: Checkout,
 ) -> None:
     checkout.run("demo")
@@ -108,14 +108,14 @@ async def test_setuptools_comes_first_so_that_every_build_uses_the_pinned_one(
     assert first == LOCK[: LOCK.index("trio")]
 
 
-async def test_another_lock_makes_another_environment(checkout: Checkout) -> None:
+def test_another_lock_makes_another_environment(checkout: Checkout) -> None:
     checkout.run("demo")
     (checkout.root / "config" / "requirements.lock").write_text(LOCK.replace("2.0", "2.1"))
     checkout.run("demo")
     assert checkout.calls().count("venv") == 2
 
 
-async def test_an_install_that_broke_off_is_made_again(checkout: Checkout) -> None:
+def test_an_install_that_broke_off_is_made_again(checkout: Checkout) -> None:
     (checkout.root / "broken").touch()
     assert checkout.run("demo").returncode == 1
     (checkout.root / "broken").unlink()
@@ -123,7 +123,7 @@ async def test_an_install_that_broke_off_is_made_again(checkout: Checkout) -> No
     assert checkout.calls().count("venv") == 2
 
 
-async def test_a_failed_install_says_why_in_one_line(checkout: Checkout) -> None:
+def test_a_failed_install_says_why_in_one_line(checkout: Checkout) -> None:
     (checkout.root / "broken").touch()
     failed = checkout.run("demo")
     assert failed.stdout == ""
@@ -132,7 +132,7 @@ async def test_a_failed_install_says_why_in_one_line(checkout: Checkout) -> None
     assert "network" in last
 
 
-async def test_a_folder_that_is_no_environment_is_left_alone(checkout: Checkout) -> None:
+def test_a_folder_that_is_no_environment_is_left_alone(checkout: Checkout) -> None:
     precious = checkout.root / "home"
     precious.mkdir()
     (precious / "letter").touch()
@@ -142,18 +142,18 @@ async def test_a_folder_that_is_no_environment_is_left_alone(checkout: Checkout)
     assert (precious / "letter").exists()
 
 
-async def test_mesh_venv_names_another_place(checkout: Checkout) -> None:
+def test_mesh_venv_names_another_place(checkout: Checkout) -> None:
     place = checkout.root / "else" / "where"
     assert checkout.run("demo", MESH_VENV=str(place)).returncode == 0
     assert (place / "site" / "mesh-checkout.pth").read_text() == f"{checkout.root}\n"
     assert not (checkout.root / ".venv").exists()
 
 
-async def test_the_environment_has_a_mesh_command(checkout: Checkout) -> None:
+def test_the_environment_has_a_mesh_command(checkout: Checkout) -> None:
     assert checkout.run("shell", "mesh", "ps").stdout == "-m mesh ps\n"
 
 
-async def test_an_empty_shim_is_not_taken_for_uv(checkout: Checkout) -> None:
+def test_an_empty_shim_is_not_taken_for_uv(checkout: Checkout) -> None:
     (checkout.root / "path" / "uv").write_text("#!/bin/sh\nexit 127\n")
     venv_less = "import sys; sys.modules['venv'] = None"
     (checkout.root / "sitecustomize.py").write_text(venv_less)
@@ -161,7 +161,7 @@ async def test_an_empty_shim_is_not_taken_for_uv(checkout: Checkout) -> None:
     assert "with pip" in failed.stderr
 
 
-async def test_without_the_venv_module_it_names_the_package_to_install(checkout: Checkout) -> None:
+def test_without_the_venv_module_it_names_the_package_to_install(checkout: Checkout) -> None:
     (checkout.root / "path" / "uv").unlink()
     (checkout.root / "venv.py").write_text("raise SystemExit('no ensurepip')\n")
     failed = checkout.run("demo", PYTHONPATH=str(checkout.root))
@@ -169,7 +169,7 @@ async def test_without_the_venv_module_it_names_the_package_to_install(checkout:
     assert "apt install python3-venv" in failed.stderr
 
 
-async def test_without_a_fitting_python_it_says_which_ones_fit(checkout: Checkout) -> None:
+def test_without_a_fitting_python_it_says_which_ones_fit(checkout: Checkout) -> None:
     (checkout.root / "path" / "uv").unlink()
     old = "import sys; sys.version_info = (3, 9, 2)"
     (checkout.root / "sitecustomize.py").write_text(old)
@@ -180,7 +180,7 @@ async def test_without_a_fitting_python_it_says_which_ones_fit(checkout: Checkou
     )
 
 
-async def test_an_unknown_verb_shows_the_usage(checkout: Checkout) -> None:
+def test_an_unknown_verb_shows_the_usage(checkout: Checkout) -> None:
     unknown, helped = checkout.run("fly"), checkout.run("--help")
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert "dev.py demo" in unknown.stderr

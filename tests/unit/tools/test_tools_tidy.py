@@ -27,27 +27,27 @@ def long_function(lines: int) -> str:
     return "def wander():\n" + "    x = 1\n" * (lines - 1)
 
 
-async def test_a_function_may_have_sixty_lines(source: Source) -> None:
+def test_a_function_may_have_sixty_lines(source: Source) -> None:
     assert list(source(long_function(60))) == []
     assert list(source(long_function(61))) == ["1: wander has 61 lines (at most 60)"]
 
 
-async def test_a_file_may_have_five_hundred_lines(source: Source) -> None:
+def test_a_file_may_have_five_hundred_lines(source: Source) -> None:
     assert list(source("x = 1\n" * 500)) == []
     assert "over 500 lines" in next(source("x = 1\n" * 501))
 
 
 @pytest.mark.parametrize("name", ["TaskManager", "PathHelper", "TimeUtil", "NetUtils"])
-async def test_a_vague_class_name_is_refused(source: Source, name: str) -> None:
+def test_a_vague_class_name_is_refused(source: Source, name: str) -> None:
     assert list(source(f"class {name}: ...")) == [f"1: {name}: name it by what it is"]
 
 
-async def test_a_thing_of_the_field_may_be_named(source: Source) -> None:
+def test_a_thing_of_the_field_may_be_named(source: Source) -> None:
     assert list(source("class Utilisation: ...\nclass Management: ...")) == []
 
 
 @pytest.mark.parametrize("silent", ["noqa", "noqa: S104", "type: ignore", "type: ignore[arg-type]"])
-async def test_silencing_a_tool_needs_a_reason(source: Source, silent: str) -> None:
+def test_silencing_a_tool_needs_a_reason(source: Source, silent: str) -> None:
     assert list(source(f"x = 1  # {silent}\n")) == ["1: say after it why the tool is wrong here"]
     assert list(source(f"x = 1  # {silent}  # peers must reach us\n")) == []
     assert list(source(f"x = 1  # {silent}  (peers must reach us)\n")) == []
