@@ -129,6 +129,8 @@ class Refusal:
     task: TaskId
     round: int
     reason: str
+    may_change: bool
+    """Whether it was for lack of room now: a later offer may make it a bid."""
 
 
 @frozen

@@ -12,7 +12,7 @@ Two shells run the same kernel: mesh/driver.py under trio, mesh/sim under virtua
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from attrs import frozen
 
@@ -105,11 +105,26 @@ class RunLost:
     reason: str
 
 
+Timer: TypeAlias = Literal[
+    "window",
+    "award",
+    "lease",
+    "ask",
+    "deadline",
+    "hold",
+    "renew",
+    "expire",
+    "orphan",
+    "answer",
+    "offer",
+]
+
+
 @frozen
 class Woken:
     """A timer that some core asked for. *subject* and *mark* say whose and which."""
 
-    core: str
+    timer: Timer
     subject: TaskId | None
     mark: int
 

@@ -9,6 +9,7 @@ P falls by s x harm, s being how far the owner's upper quantile would cut into t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from attrs import frozen
 
@@ -17,7 +18,7 @@ from mesh.messages import Ask, Outlook, Quantiles
 from mesh.resources.capacity import Capacity
 
 _HARM = 0.35
-"""Of being squeezed, where a checkpoint is dear: this version has none (research/market.md §2.4)."""
+"""Of being squeezed where there is no checkpoint to fall back on."""
 _START_MS = 250
 """From award to the first instruction: connect, fetch, compile."""
 _FUEL_SHARES = (0.3, 0.6, 1.0)
@@ -51,26 +52,35 @@ class Quote:
     reason: str
 
 
+@frozen
+class NoQuote:
+    """A refusal; *may_change* when it is only for lack of room now."""
+
+    reason: str
+    may_change: bool = False
+
+
 def quote(
     ask: Ask, shop: Shop, *, free: Capacity, outlook: Sequence[Outlook], cached: frozenset[Cid]
-) -> Quote | str:
+) -> Quote | NoQuote:
     """The bid for *ask* with *free* capacity left, or the reason for refusing."""
     missing = [feature for feature in ask.work.features if feature not in shop.features]
     if missing:
-        return f"this node has no {missing[0]}"
+        return NoQuote(f"this node has no {missing[0]}")
     short = ask.work.needs.shortage_in(free)
     if short:
-        return f"too little {short} free"
+        is_busy = ask.work.needs.fits_in(shop.sold)
+        return NoQuote(f"too little {short} {'free' if is_busy else 'for sale'}", is_busy)
     room = ask.max_price - ask.fee
     floor = bill(shop.price, ask.work.fuel)
     if room < floor:
-        return f"price: the floor is {floor + ask.fee} µcr, the ceiling {ask.max_price} µcr"
+        return NoQuote(f"price: the floor is {floor + ask.fee} µcr, your ceiling {ask.max_price}")
     price, why = _price(ask, shop, free)
     finish = _finish(ask, shop, is_cached=ask.work.module in cached)
     risk = _shortfall(ask, shop, outlook, finish.q90)
     p_on_time = int(1000 * _p_within(finish, ask.deadline_ms) * (1 - _HARM * risk))
     if p_on_time == 0:
-        return f"would take {finish.q50} ms of the {ask.deadline_ms} ms left"
+        return NoQuote(f"would take {finish.q50} ms of the {ask.deadline_ms} ms left")
     if risk > 0:
         why += f", the owner may need {risk:.0%} of it"
     return Quote(price, finish, p_on_time, why)
@@ -111,7 +121,7 @@ def _p_within(finish: Quantiles, deadline_ms: int) -> float:
     )
     if deadline_ms <= points[0][0]:
         return 0.0
-    for (low, p_low), (high, p_high) in zip(points, points[1:], strict=False):
+    for (low, p_low), (high, p_high) in pairwise(points):
         if deadline_ms < high:
             return p_low + (p_high - p_low) * (deadline_ms - low) / max(1e-9, high - low)
     return 1.0

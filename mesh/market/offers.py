@@ -28,6 +28,14 @@ class Listing:
     heard_at: float
 
 
+@frozen
+class Heard:
+    """A new offer and the one it supersedes."""
+
+    offer: Offer
+    before: Offer | None
+
+
 class OfferBook:
     """The book. Decides nothing but whom to ask."""
 
@@ -41,7 +49,7 @@ class OfferBook:
     def listings(self) -> Mapping[PeerId, Listing]:
         return self._listings
 
-    def hear(self, signed: SignedOffer, now: float) -> Offer | None:
+    def hear(self, signed: SignedOffer, now: float) -> Heard | None:
         """Enter an offer. None when it is our own or not newer. Raises PeerError."""
         offer = codec.decode_offer(signed.offer)
         if offer.peer == self._identity.peer:
@@ -58,7 +66,7 @@ class OfferBook:
         if len(self._listings) > self._policy.offers_max:
             del self._listings[next(iter(self._listings))]
             self.evicted += 1
-        return offer
+        return Heard(offer, known.offer if known else None)
 
     def age(self, now: float) -> list[PeerId]:
         """Drop the silent, and say who they were."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from mesh.ids import EntryId, PeerId, TaskId
 from mesh.messages import Result, Work
@@ -95,3 +95,19 @@ class TaskRecord:
     result: Result | None = None
     reason: str = ""
     """Why it is in this state, for people."""
+
+
+def with_answer(record: TaskRecord, answer: Answer) -> TaskRecord:
+    """The record with one more answer, the oldest dropped at the bound."""
+    return evolve(record, answers=(*record.answers, answer)[-BIDS_KEPT_MAX:])
+
+
+def with_verdict(record: TaskRecord, peer: PeerId, verdict: str) -> TaskRecord:
+    """The record with the auctioneer's word on *peer*'s bid of the current round."""
+    answers = tuple(
+        evolve(answer, verdict=verdict)
+        if answer.peer == peer and answer.round == record.round
+        else answer
+        for answer in record.answers
+    )
+    return evolve(record, answers=answers)

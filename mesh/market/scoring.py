@@ -7,6 +7,7 @@ pure, so that an award can be replayed by anybody who has the bids.
 from __future__ import annotations
 
 from hashlib import sha256
+from math import log2
 
 from mesh.ids import PeerId, TaskId
 from mesh.messages import Bid
@@ -64,3 +65,17 @@ def score(bid: Bid, *, value: int, price: int, deadline_ms: int, factor: float) 
 def tie_break(task: TaskId, round_: int, peer: PeerId) -> bytes:
     """Orders equal scores: nobody can choose it and everybody can recompute it."""
     return sha256(b"mesh/1/tie\0" + task + round_.to_bytes(8, "big") + peer).digest()
+
+
+def virtual_deadline(deadline_at: float, fee: int, fuel: int, reference: float) -> float:
+    """The order of waiting tasks: vk = deadline - beta * log2(fee density / reference density).
+
+    Seconds on the scale of *deadline_at*; *reference* is the median of (fee + 1) / fuel. Static, so
+    it is transitive and cannot ping-pong (market.md, "The order of tasks").
+    """
+    density = (fee + 1) / max(1, fuel)
+    return deadline_at - _BETA_S * log2(density / reference)
+
+
+_BETA_S = 900.0
+"""A quarter of an hour: doubling the fee density is worth this much of the deadline."""

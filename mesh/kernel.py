@@ -1,0 +1,308 @@
+"""The kernel: one node as one state machine. It routes; the cores decide.
+
+An event goes to the core it concerns; what cores have to tell one another (an offer heard, the room
+a run left) is routed here within the same call, so the wiring is simulated too. A peer's fault
+becomes a `Penalize` action; a broken invariant is an assertion and ends the node.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import assert_never
+
+from ledger.chain import Head
+from ledger.model import Entry
+from mesh.errors import PeerError
+from mesh.forecast.forecaster import Forecaster
+from mesh.ids import PeerId, TaskId
+from mesh.market import scoring
+from mesh.market.announcing import Announcer
+from mesh.market.auctioneer import Auctioneer
+from mesh.market.bidding import Shop
+from mesh.market.offers import OfferBook
+from mesh.market.order import TaskRecord
+from mesh.market.policy import Policy
+from mesh.market.tenancy import Clock, Tenancies
+from mesh.messages import (
+    Accepted,
+    Ask,
+    Award,
+    Bid,
+    Declined,
+    Done,
+    Lost,
+    Message,
+    Offer,
+    Outlook,
+    Refusal,
+    Release,
+    Renew,
+    Renewed,
+    Revoked,
+    Settled,
+    SignedOffer,
+)
+from mesh.notices import OfferAged, OfferHeard
+from mesh.resources.capacity import Capacity
+from mesh.sansio import (
+    Action,
+    CancelRequested,
+    Event,
+    Identity,
+    LoadSampled,
+    Notify,
+    OfferReceived,
+    Penalize,
+    PersistTenancy,
+    Received,
+    RunEnded,
+    RunLost,
+    RunProgressed,
+    Started,
+    Submitted,
+    Woken,
+)
+
+
+class Kernel:
+    """All state of a node. `handle` is its only mutator."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        policy: Policy,
+        rng: Random,
+        *,
+        head: Head,
+        records: Sequence[TaskRecord] = (),
+        tenancies: Sequence[PersistTenancy] = (),
+        allocs: Mapping[tuple[TaskId, int], Entry] | None = None,
+        epoch: int,
+        epoch_ms: int,
+        shop: Shop,
+    ) -> None:
+        clock = Clock(epoch_ms)
+        self.identity = identity
+        self.faults: Counter[str] = Counter()
+        self._rng = rng
+        self._policy = policy
+        self._book = OfferBook(identity, policy)
+        self._forecaster = Forecaster()
+        self._owner = Capacity()
+        self._announcer = Announcer(identity, policy, epoch)
+        self._tenancies = Tenancies(identity, policy, shop, clock, tuple(tenancies))
+        self._auctioneer = Auctioneer(
+            identity,
+            policy,
+            clock,
+            rng,
+            self._book,
+            head=head,
+            records=records,
+            allocs=allocs or {},
+        )
+
+    # --- what shells and checkers may read ------------------------------------------------------
+
+    @property
+    def records(self) -> Mapping[TaskId, TaskRecord]:
+        """The tasks of this node's clients."""
+        return self._auctioneer.records
+
+    @property
+    def book(self) -> OfferBook:
+        """The offers heard."""
+        return self._book
+
+    @property
+    def offer(self) -> Offer | None:
+        """Our own, as last gossiped."""
+        return self._announcer.offer
+
+    @property
+    def head(self) -> Head:
+        """The end of our chain, not yet durable entries included."""
+        return self._auctioneer.accounts.head
+
+    def why_full(self) -> str:
+        """Why no further task can be admitted, or the empty string."""
+        return self._auctioneer.why_full()
+
+    def leases(self) -> tuple[tuple[TaskId, int], ...]:
+        """The leases this node holds as an executor, now."""
+        return self._tenancies.leases()
+
+    def hosted(self) -> int:
+        """Tasks that occupy this node as an executor."""
+        return self._tenancies.hosted()
+
+    def sold(self) -> Capacity:
+        return self._tenancies.pool.sold
+
+    def reserved(self) -> Capacity:
+        return self._tenancies.pool.reserved
+
+    def free(self) -> Capacity:
+        """What is for sale now: neither reserved nor taken by the owner's own load."""
+        shop = self._tenancies.shop
+        pressure = self._owner.minus(shop.machine.minus(shop.sold))
+        return self._tenancies.pool.free.minus(pressure)
+
+    def sizes(self) -> Mapping[str, tuple[int, int]]:
+        """Every table: how full, and its bound (promise S7)."""
+        return {
+            "offers": (len(self._book.listings), self._policy.offers_max),
+            "calibration": (len(self._auctioneer.calibration), scoring.BOUND),
+            **self._auctioneer.sizes(),
+            **self._tenancies.sizes(),
+        }
+
+    def statistics(self) -> Mapping[str, int]:
+        """Bounds reached and faults met."""
+        return {
+            "offers_evicted": self._book.evicted,
+            "holds_lapsed": self._tenancies.lapsed,
+            **{f"fault_{reason}": count for reason, count in sorted(self.faults.items())},
+        }
+
+    # --- the one mutator ------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What is to be done about *event*, in order. *now* is monotonic seconds."""
+        before = self.free()
+        actions = self._route(event, now)
+        if self.free() != before and self._announcer.is_stale(self.free(), self.sold()):
+            actions += self._announcer.hurry(now)
+        return actions
+
+    def _route(self, event: Event, now: float) -> list[Action]:
+        match event:
+            case Started():
+                return [
+                    *self._auctioneer.start(now),
+                    *self._tenancies.start(now),
+                    *self._offer_due(now),
+                ]
+            case Received(peer, message):
+                return self._blaming(peer, lambda: self._receive(peer, message, now))
+            case OfferReceived(signed):
+                return self._hear(signed, now)
+            case Submitted(order):
+                return self._auctioneer.submit(order, now)
+            case CancelRequested(task):
+                return self._auctioneer.cancel(task)
+            case LoadSampled(cpu_milli, memory):
+                self._forecaster.observe((cpu_milli, memory), now)
+                self._owner = Capacity(cpu_milli=cpu_milli, memory=memory)
+                return []
+            case RunProgressed(task, fence, fuel):
+                return self._tenancies.run_progressed(task, fence, fuel)
+            case RunEnded(task, fence, result):
+                return self._tenancies.run_ended(task, fence, result, now)
+            case RunLost(task, fence, reason):
+                return self._tenancies.run_lost(task, fence, reason, now)
+            case Woken():
+                return self._wake(event, now)
+            case _:
+                assert_never(event)
+
+    def _receive(self, peer: PeerId, message: Message, now: float) -> list[Action]:
+        auctioneer, tenancies = self._auctioneer, self._tenancies
+        match message:
+            case Ask():
+                return tenancies.ask(peer, message, self.free(), self._outlook(now), now)
+            case Bid():
+                return auctioneer.bid(peer, message, now)
+            case Refusal():
+                return auctioneer.refusal(peer, message, now)
+            case Award():
+                return tenancies.award(peer, message, now)
+            case Accepted():
+                return auctioneer.accepted(peer, message)
+            case Declined():
+                return auctioneer.declined(peer, message, now)
+            case Release():
+                return tenancies.release(peer, message)
+            case Renew():
+                return auctioneer.renew(peer, message, now)
+            case Renewed():
+                return tenancies.renewed(peer, message, now)
+            case Revoked():
+                return tenancies.revoked(peer, message, now)
+            case Done():
+                return auctioneer.done(peer, message, now)
+            case Lost():
+                return auctioneer.lost(peer, message, now)
+            case Settled():
+                return tenancies.settled(peer, message)
+            case _:
+                assert_never(message)
+
+    def _wake(self, event: Woken, now: float) -> list[Action]:
+        auctioneer, tenancies = self._auctioneer, self._tenancies
+        if event.timer == "offer":
+            return self._offer_due(now)
+        task, mark = event.subject, event.mark
+        assert task is not None, event
+        match event.timer:
+            case "window":
+                return auctioneer.window_due(task, mark, now)
+            case "award":
+                return auctioneer.award_due(task, mark, now)
+            case "lease":
+                return auctioneer.lease_due(task, now)
+            case "ask":
+                return auctioneer.ask_due(task, now)
+            case "deadline":
+                return auctioneer.deadline_due(task, now)
+            case "hold":
+                return tenancies.hold_ends(task, mark)
+            case "renew":
+                return tenancies.renew_due(task, mark, now)
+            case "expire":
+                return tenancies.expire_due(task, mark, now)
+            case "orphan":
+                return tenancies.orphan_due(task, mark)
+            case "answer":
+                return tenancies.answer_due(task, mark, now)
+            case _:
+                assert_never(event.timer)
+
+    def _hear(self, signed: SignedOffer, now: float) -> list[Action]:
+        """A gossiped offer. Whoever passed it on is not to blame for what stands in it."""
+        try:
+            heard = self._book.hear(signed, now)
+        except PeerError as error:
+            self.faults[str(error)] += 1
+            return []
+        if heard is None:
+            return []
+        actions: list[Action] = [Notify(OfferHeard(heard.offer))]
+        if heard.before is None and self._announcer.greets(len(self._book.listings), self._rng):
+            actions += self._announcer.hurry(now)
+        return actions + self._auctioneer.offer_heard(heard, now)
+
+    def _offer_due(self, now: float) -> list[Action]:
+        silent = self._book.age(now)
+        return [
+            *self._announcer.due(
+                now,
+                shop=self._tenancies.shop,
+                free=self.free(),
+                outlook=self._outlook(now),
+                modules=self._tenancies.modules,
+            ),
+            *[Notify(OfferAged(peer)) for peer in silent],
+        ]
+
+    def _outlook(self, now: float) -> tuple[Outlook, ...]:
+        return self._forecaster.outlook(now)
+
+    def _blaming(self, peer: PeerId, act: Callable[[], list[Action]]) -> list[Action]:
+        try:
+            return act()
+        except PeerError as error:
+            self.faults[str(error)] += 1
+            return [Penalize(peer, str(error))]

@@ -1,0 +1,110 @@
+"""Accounts: the buyer's own chain of entries, and the awards on it that are not yet closed. Pure.
+
+An ALLOC stays open until the seller has signed for closing it: SETTLE for what it did, VOID for
+nothing. A closing entry is kept for a while, so that a seller who missed it gets it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ledger import chain
+from ledger.chain import Head
+from ledger.keys import terms_message
+from ledger.model import Entry, Terms
+from mesh.errors import PeerError
+from mesh.ids import EntryId, PeerId, TaskId
+from mesh.market import terms as contract
+from mesh.market.policy import Policy
+from mesh.messages import Bid, Declined, Done, Lost, Settled
+from mesh.sansio import Action, AppendEntry, Identity, Send
+
+CLOSINGS_MAX = 1_024
+
+Key = tuple[TaskId, int]
+"""A task and the fence of one award of it."""
+
+
+class Accounts:
+    """What this node, as a buyer, has promised and paid."""
+
+    def __init__(
+        self, identity: Identity, policy: Policy, head: Head, allocs: Mapping[Key, Entry]
+    ) -> None:
+        self.head = head
+        self._identity = identity
+        self._policy = policy
+        self._allocs: dict[Key, Entry] = dict(allocs)
+        self._closings: dict[Key, bytes] = {}
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._allocs) >= self._policy.allocs_max
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        return {
+            "allocs_open": (len(self._allocs), self._policy.allocs_max),
+            "closings": (len(self._closings), CLOSINGS_MAX),
+        }
+
+    def is_open(self, key: Key) -> bool:
+        return key in self._allocs
+
+    def alloc(self, key: Key, bid: Bid, wall_ms: int) -> tuple[Entry, Action]:
+        """Sign the award of *bid*: its reserve is pending from now on."""
+        assert key not in self._allocs, key
+        self.head, entry = chain.alloc(
+            self.head, bid.terms, bid.signature, wall_ms=wall_ms, sign=self._identity.sign
+        )
+        self._allocs[key] = entry
+        return entry, AppendEntry(entry.encode(), is_own=True)
+
+    def settle(self, peer: PeerId, done: Done, wall_ms: int) -> tuple[Terms, Entry, list[Action]]:
+        """Pay for a run that ended. Raises PeerError when the seller's terms are wrong."""
+        key = (done.task, done.fence)
+        alloc = self._allocs[key]
+        terms = contract.check_settle(
+            done.terms, Terms.decode(alloc.content.terms), EntryId(alloc.id), done.result
+        )
+        entry, actions = self._close(
+            chain.settle, key, peer, done.terms, done.signature, alloc, wall_ms
+        )
+        return terms, entry, actions
+
+    def void(self, peer: PeerId, given_up: Declined | Lost, wall_ms: int) -> list[Action]:
+        """Free what was pending; nothing, when there is no such award. Raises PeerError."""
+        key = (given_up.task, given_up.fence)
+        alloc = self._allocs.get(key)
+        if alloc is None or alloc.content.peer != peer:
+            return []
+        data = given_up.void_terms
+        contract.check_void(data, Terms.decode(alloc.content.terms), EntryId(alloc.id))
+        _, actions = self._close(chain.void, key, peer, data, given_up.signature, alloc, wall_ms)
+        return actions
+
+    def closing(self, key: Key) -> Settled | None:
+        """The entry that closed *key*, for a seller who missed it."""
+        data = self._closings.get(key)
+        return Settled(*key, data) if data else None
+
+    def _close(
+        self,
+        close: Callable[..., tuple[Head, Entry]],
+        key: Key,
+        peer: PeerId,
+        terms: bytes,
+        signature: bytes,
+        alloc: Entry,
+        wall_ms: int,
+    ) -> tuple[Entry, list[Action]]:
+        if not self._identity.verify(peer, terms_message(terms), signature):
+            raise PeerError("closing terms with a bad signature")
+        self.head, entry = close(
+            self.head, terms, signature, alloc=alloc, wall_ms=wall_ms, sign=self._identity.sign
+        )
+        del self._allocs[key]
+        data = entry.encode()
+        self._closings[key] = data
+        if len(self._closings) > CLOSINGS_MAX:
+            del self._closings[next(iter(self._closings))]
+        return entry, [AppendEntry(data, is_own=True), Send(peer, Settled(*key, data))]

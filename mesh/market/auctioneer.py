@@ -1,0 +1,634 @@
+"""The auctioneer: asks, sealed bids, award, lease, settlement, for this node's clients.
+
+Rules:
+1. Every auction of a task has a new round, and its award carries the round as its fence. Effects
+   count once, for the newest fence and the executor it was awarded to.
+2. The signed ALLOC entry is the award; it is durable before it is sent.
+3. A lease granted at t may be awarded again only after t + ttl + margin, or once its holder has
+   declined it or given it up. After a restart t is the restart.
+4. Every task ends: done, failed with its reason by deadline + grace, or cancelled.
+5. An ALLOC stays open until the seller has signed for closing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from random import Random
+from statistics import median
+
+from attrs import Factory, define, evolve, frozen
+
+from ledger.chain import Head
+from ledger.keys import terms_message
+from ledger.model import Entry
+from mesh.errors import PeerError
+from mesh.ids import EntryId, PeerId, TaskId, short_peer
+from mesh.market import terms as contract
+from mesh.market.accounts import Accounts, Key
+from mesh.market.offers import Heard, OfferBook, why_unfit
+from mesh.market.order import Answer, Order, State, TaskRecord, with_answer, with_verdict
+from mesh.market.policy import Policy
+from mesh.market.scoring import Calibration, score, tie_break, virtual_deadline
+from mesh.market.tenancy import Clock
+from mesh.messages import (
+    Accepted,
+    Ask,
+    Award,
+    Bid,
+    Declined,
+    Done,
+    Lost,
+    Refusal,
+    Release,
+    Renew,
+    Renewed,
+    Revoked,
+)
+from mesh.notices import Answered, Asked, Awarded, Moved, Progressed
+from mesh.sansio import (
+    Action,
+    Identity,
+    Notify,
+    PersistTask,
+    Send,
+    WakeAt,
+    Woken,
+)
+
+_URGENT_S = 1_800.0
+
+
+@frozen
+class Sealed:
+    """A bid of the current round, its price and what it is worth to the buyer, µcr."""
+
+    bid: Bid
+    price: int
+    worth: int
+
+
+@define
+class Sale:
+    """What is in motion about one open task; rebuilt after a restart."""
+
+    deadline_at: float
+    asked: tuple[PeerId, ...] = ()
+    bids: dict[PeerId, Sealed] = Factory(dict)
+    refused: set[PeerId] = Factory(set)
+    busy: set[PeerId] = Factory(set)
+    """Who refused for lack of room: their next offer is worth another ask."""
+    opened_at: float = -1e9
+    closes_at: float = 0.0
+    misses: int = 0
+    """Rounds in a row without an award that held."""
+    winners: int = 0
+    promise: int = 0
+    """The winner's P(on time), thousandths."""
+    avoid: set[PeerId] = Factory(set)
+    granted_until: float = 0.0
+    award: Award | None = None
+    award_until: float = 0.0
+    ask_at: float = 0.0
+
+
+class Auctioneer:
+    """All tasks submitted at this node."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        policy: Policy,
+        clock: Clock,
+        rng: Random,
+        book: OfferBook,
+        *,
+        head: Head,
+        records: Sequence[TaskRecord],
+        allocs: Mapping[Key, Entry],
+    ) -> None:
+        self.records: dict[TaskId, TaskRecord] = {record.order.task: record for record in records}
+        self.accounts = Accounts(identity, policy, head, allocs)
+        self.calibration = Calibration()
+        self._identity = identity
+        self._policy = policy
+        self._clock = clock
+        self._rng = rng
+        self._book = book
+        self._sales: dict[TaskId, Sale] = {}
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        ended = len(self.records) - len(self._sales)
+        return {
+            "tasks_open": (len(self._sales), self._policy.tasks_open_max),
+            "tasks_ended": (ended, self._policy.tasks_ended_max),
+            **self.accounts.sizes(),
+        }
+
+    def why_full(self) -> str:
+        """Why no further task can be admitted, or the empty string."""
+        if len(self._sales) >= self._policy.tasks_open_max:
+            return f"{self._policy.tasks_open_max} tasks are open at this node already"
+        if self.accounts.is_full:
+            return f"{self._policy.allocs_max} awards are unsettled already"
+        return ""
+
+    # --- clients --------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Action]:
+        """Take up the tasks that a restart interrupted."""
+        actions: list[Action] = []
+        for record in list(self.records.values()):
+            if not record.state.is_final:
+                actions += self._resume(record, now)
+        return actions
+
+    def submit(self, order: Order, now: float) -> list[Action]:
+        """Admit a task and auction it at once. A known task is left as it is."""
+        if order.task in self.records or self.why_full():
+            return []
+        record = TaskRecord(order, State.WAITING, submitted_ms=self._clock.wall_ms(now))
+        self.records[order.task] = record
+        self._sales[order.task] = sale = Sale(deadline_at=now + order.deadline_ms / 1000)
+        return [
+            PersistTask(record),
+            WakeAt(sale.deadline_at, Woken("deadline", order.task, 0)),
+            *self._open(order.task, now),
+        ]
+
+    def cancel(self, task: TaskId) -> list[Action]:
+        """The client takes it back; what was burnt so far is paid."""
+        record = self.records.get(task)
+        if record is None or record.state.is_final:
+            return []
+        return self._finish(task, State.CANCELLED, "cancelled by its client")
+
+    def offer_heard(self, heard: Heard, now: float) -> list[Action]:
+        """An offer that shows new room brings waiting tasks up again, the most pressing first."""
+        room = heard.offer.free
+        actions: list[Action] = []
+        for task in self._waiting():
+            record, sale = self.records[task], self._sales[task]
+            work = record.order.work
+            if heard.offer.peer in sale.avoid or why_unfit(heard.offer, work):
+                continue
+            is_news = (
+                heard.before is None
+                or heard.offer.peer in sale.busy
+                or why_unfit(heard.before, work) != ""
+                or heard.offer.price < heard.before.price
+            )
+            if not is_news or not work.needs.fits_in(room):
+                continue
+            room -= work.needs
+            actions += self._open_soon(task, now)
+        return actions
+
+    # --- the auction ----------------------------------------------------------------------------
+
+    def bid(self, peer: PeerId, bid: Bid, now: float) -> list[Action]:
+        """Enter a sealed bid; the last awaited answer closes the auction. Raises PeerError."""
+        sale = self._expects(peer, bid.task, bid.round)
+        if sale is None:
+            return []
+        record = self.records[bid.task]
+        ask = self._ask(record, sale.deadline_at, sale.opened_at)
+        terms = contract.check_bid(bid.terms, ask, seller=peer, buyer=self._identity.peer)
+        if not self._identity.verify(peer, terms_message(bid.terms), bid.signature):
+            raise PeerError("a bid with a bad signature")
+        finish = bid.finish_ms
+        if bid.p_on_time > 1000 or not finish.q10 <= finish.q50 <= finish.q90:
+            raise PeerError("a promise that is no probability")
+        worth = score(
+            bid,
+            value=record.order.max_price,
+            price=terms.reserve,
+            deadline_ms=ask.deadline_ms,
+            factor=self.calibration.factor(peer),
+        )
+        sale.bids[peer] = Sealed(bid, terms.reserve, worth)
+        answer = Answer(
+            round=bid.round,
+            peer=peer,
+            price=terms.reserve,
+            p_on_time=bid.p_on_time,
+            finish_ms=finish.q50,
+            score=max(0, worth),
+            is_bid=True,
+            reason=bid.reason,
+            verdict="",
+        )
+        return [*self._note(record, answer), *self._close_if_complete(bid.task, now)]
+
+    def refusal(self, peer: PeerId, refusal: Refusal, now: float) -> list[Action]:
+        """Note a "no" and its reason."""
+        sale = self._expects(peer, refusal.task, refusal.round)
+        if sale is None:
+            return []
+        sale.refused.add(peer)
+        if refusal.may_change:
+            sale.busy.add(peer)
+        answer = Answer(
+            round=refusal.round,
+            peer=peer,
+            price=0,
+            p_on_time=0,
+            finish_ms=0,
+            score=0,
+            is_bid=False,
+            reason=refusal.reason,
+            verdict="refused",
+        )
+        record = self.records[refusal.task]
+        return [*self._note(record, answer), *self._close_if_complete(refusal.task, now)]
+
+    def accepted(self, peer: PeerId, accepted: Accepted) -> list[Action]:
+        """The winner runs it; the others are told why they lost."""
+        record = self._current(peer, accepted.task, accepted.fence)
+        if record is None or record.state is not State.AWARDED:
+            return []
+        return self._run(record, "the executor accepted")
+
+    def declined(self, peer: PeerId, declined: Declined, now: float) -> list[Action]:
+        """The winner's hold had gone: free the money, ask the next best."""
+        actions = self.accounts.void(peer, declined, self._clock.wall_ms(now))
+        record = self._current(peer, declined.task, declined.fence)
+        if record is None or record.state is not State.AWARDED:
+            return actions
+        self.calibration.record(peer, self._sales[declined.task].promise, was_kept=False)
+        self._judge(declined.task, peer, f"declined: {declined.reason}")
+        return [*actions, *self._award_next(declined.task, now)]
+
+    # --- the lease ------------------------------------------------------------------------------
+
+    def renew(self, peer: PeerId, renew: Renew, now: float) -> list[Action]:
+        """Extend the lease from now, or say that there is none."""
+        record = self._current(peer, renew.task, renew.fence)
+        if record is None or record.state not in (State.AWARDED, State.RUNNING):
+            return [self._revoke(peer, renew.task, renew.fence)]
+        actions = self._run(record, "renewed") if record.state is State.AWARDED else []
+        record = self.records[renew.task]
+        if renew.fuel > record.fuel:
+            self.records[renew.task] = evolve(record, fuel=renew.fuel)
+            actions.append(Notify(Progressed(renew.task, renew.fence, renew.fuel)))
+        ttl_ms = self._policy.ttl_ms
+        return [
+            *actions,
+            Send(peer, Renewed(renew.task, renew.fence, renew.seq, ttl_ms)),
+            self._grant(renew.task, now),
+        ]
+
+    def done(self, peer: PeerId, done: Done, now: float) -> list[Action]:
+        """Close the account of a run that ended, and the task with it. Raises PeerError."""
+        key = (done.task, done.fence)
+        closing = self.accounts.closing(key)
+        if closing:
+            return [Send(peer, closing)]
+        record = self._current(peer, done.task, done.fence)
+        if record is None or not self.accounts.is_open(key):
+            return [self._revoke(peer, done.task, done.fence)]
+        terms, entry, actions = self.accounts.settle(peer, done, self._clock.wall_ms(now))
+        self.records[done.task] = settled = evolve(
+            record,
+            amount=terms.amount,
+            settle=EntryId(entry.id),
+            result=done.result,
+            fuel=done.result.fuel,
+        )
+        if settled.state.is_final:
+            return [PersistTask(settled), *actions]
+        sale = self._sales[done.task]
+        self.calibration.record(peer, sale.promise, was_kept=now <= sale.deadline_at)
+        state = State.DONE if done.result.status == "exited" else State.FAILED
+        reason = done.result.detail or f"exit code {done.result.exit_code}"
+        # The entry is appended before anything is sent: a settled task is settled for good.
+        return [actions[0], *self._finish(done.task, state, reason), *actions[1:]]
+
+    def lost(self, peer: PeerId, lost: Lost, now: float) -> list[Action]:
+        """The executor gave it up: free the money and auction it again at once."""
+        closing = self.accounts.closing((lost.task, lost.fence))
+        if closing:
+            return [Send(peer, closing)]
+        actions = self.accounts.void(peer, lost, self._clock.wall_ms(now))
+        if not actions:
+            return [self._revoke(peer, lost.task, lost.fence)]
+        record = self._current(peer, lost.task, lost.fence)
+        if record and record.state in (State.AWARDED, State.RUNNING):
+            actions += self._lose(lost.task, lost.reason, now)
+        return actions
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def window_due(self, task: TaskId, round_: int, now: float) -> list[Action]:
+        """The window closes; with no bid at all it stays open a little longer, once."""
+        record, sale = self.records.get(task), self._sales.get(task)
+        if not record or not sale or record.state is not State.ASKING or record.round != round_:
+            return []
+        longest = sale.opened_at + self._policy.window_max_ms / 1000
+        if not sale.bids and now < longest - 1e-6:
+            return [WakeAt(longest, Woken("window", task, round_))]
+        return self._award_best(task, now)
+
+    def award_due(self, task: TaskId, fence: int, now: float) -> list[Action]:
+        """Repeat an unanswered award while the winner's hold may still stand."""
+        record, sale = self.records.get(task), self._sales.get(task)
+        if not record or not sale or record.state is not State.AWARDED or record.fence != fence:
+            return []
+        assert sale.award is not None
+        assert record.executor is not None
+        if now >= sale.award_until:
+            return []
+        return [Send(record.executor, sale.award), self._award_timer(task, fence, now)]
+
+    def lease_due(self, task: TaskId, now: float) -> list[Action]:
+        """A lease that nobody renewed is over: its holder has stopped by now."""
+        record, sale = self.records.get(task), self._sales.get(task)
+        if not record or not sale or now < sale.granted_until:
+            return []
+        if record.state not in (State.AWARDED, State.RUNNING):
+            return []
+        assert record.executor is not None
+        if record.state is State.RUNNING:
+            self.calibration.record(record.executor, sale.promise, was_kept=False)
+        self._book.drop(record.executor)
+        return self._lose(task, "the executor fell silent", now)
+
+    def ask_due(self, task: TaskId, now: float) -> list[Action]:
+        """A waiting task is asked again."""
+        record, sale = self.records.get(task), self._sales.get(task)
+        if not record or not sale or record.state is not State.WAITING or now < sale.ask_at:
+            return []
+        return self._open(task, now)
+
+    def deadline_due(self, task: TaskId, now: float) -> list[Action]:
+        """Past its deadline a task fails, unless it runs: then it has the grace."""
+        record, sale = self.records.get(task), self._sales.get(task)
+        if not record or not sale:
+            return []
+        over_at = sale.deadline_at + self._policy.grace_ms / 1000
+        if record.state in (State.AWARDED, State.RUNNING) and now < over_at:
+            return [WakeAt(over_at, Woken("deadline", task, 1))]
+        reason = f"deadline passed {record.state}"
+        return self._finish(task, State.FAILED, f"{reason}: {record.reason}".rstrip(": "))
+
+    # --- supporting: rounds ---------------------------------------------------------------------
+
+    def _resume(self, record: TaskRecord, now: float) -> list[Action]:
+        order = record.order
+        gone_s = (self._clock.wall_ms(now) - record.submitted_ms) / 1000
+        left_s = max(0.0, order.deadline_ms / 1000 - max(0.0, gone_s))
+        self._sales[order.task] = sale = Sale(deadline_at=now + left_s)
+        deadline = WakeAt(sale.deadline_at, Woken("deadline", order.task, 0))
+        if record.state in (State.AWARDED, State.RUNNING):
+            return [deadline, self._grant(order.task, now)]
+        self.records[order.task] = evolve(record, state=State.WAITING)
+        sale.ask_at = now + self._policy.ask_again_at_least_ms / 1000
+        return [deadline, WakeAt(sale.ask_at, Woken("ask", order.task, record.round))]
+
+    def _waiting(self) -> list[TaskId]:
+        """Waiting tasks by priority and virtual deadline."""
+        open_ = [(task, self.records[task].order, sale) for task, sale in self._sales.items()]
+        if not open_:
+            return []
+        densities = [(order.fee + 1) / max(1, order.work.fuel) for _, order, _ in open_]
+        reference = median(densities)
+        waiting = [
+            (
+                -order.priority,
+                virtual_deadline(sale.deadline_at, order.fee, order.work.fuel, reference),
+                task,
+            )
+            for task, order, sale in open_
+            if self.records[task].state is State.WAITING
+        ]
+        return [task for _, _, task in sorted(waiting)]
+
+    def _open_soon(self, task: TaskId, now: float) -> list[Action]:
+        sale = self._sales[task]
+        soonest = sale.opened_at + self._policy.ask_again_at_least_ms / 1000
+        if now >= soonest:
+            return self._open(task, now)
+        sale.ask_at = soonest
+        return [WakeAt(soonest, Woken("ask", task, self.records[task].round))]
+
+    def _open(self, task: TaskId, now: float) -> list[Action]:
+        """Open the next round."""
+        record, sale = self.records[task], self._sales[task]
+        if now >= sale.deadline_at:
+            return self._finish(task, State.FAILED, f"deadline passed: {record.reason}")
+        widths = (self._policy.candidates, self._policy.candidates_wide, self._policy.offers_max)
+        peers = self._book.candidates(
+            record.order.work,
+            widths[min(sale.misses, 2)],
+            rng=self._rng,
+            calibration=self.calibration,
+            avoid=sale.avoid,
+        )
+        if not peers:
+            why = self._book.why_nobody(record.order.work, sale.avoid)
+            sale.avoid.clear()
+            return self._wait(task, why, now)
+        sale.asked = tuple(peers)
+        sale.bids, sale.refused, sale.busy = {}, set(), set()
+        sale.winners, sale.award = 0, None
+        sale.opened_at = now
+        record = evolve(record, state=State.ASKING, round=record.round + 1, reason="auction open")
+        self.records[task] = record
+        ask = self._ask(record, sale.deadline_at, now)
+        closes_at = now + self._policy.window_ms / 1000
+        return [
+            Notify(Asked(task, record.round, sale.asked)),
+            *[Send(peer, ask) for peer in peers],
+            WakeAt(closes_at, Woken("window", task, record.round)),
+        ]
+
+    def _ask(self, record: TaskRecord, deadline_at: float, opened_at: float) -> Ask:
+        order = record.order
+        return Ask(
+            task=order.task,
+            round=record.round,
+            work=order.work,
+            priority=order.priority,
+            deadline_ms=int((deadline_at - opened_at) * 1000),
+            fee=order.fee,
+            max_price=order.max_price,
+            ttl_ms=self._policy.ttl_ms,
+            window_ms=self._policy.window_ms,
+        )
+
+    def _expects(self, peer: PeerId, task: TaskId, round_: int) -> Sale | None:
+        """The open auction that *peer* was asked in and has not answered yet."""
+        record, sale = self.records.get(task), self._sales.get(task)
+        if not record or not sale or record.state is not State.ASKING or record.round != round_:
+            return None
+        if peer not in sale.asked or peer in sale.bids or peer in sale.refused:
+            return None
+        return sale
+
+    def _close_if_complete(self, task: TaskId, now: float) -> list[Action]:
+        sale = self._sales[task]
+        if len(sale.bids) + len(sale.refused) < len(sale.asked):
+            return []
+        return self._award_best(task, now)
+
+    def _wait(self, task: TaskId, reason: str, now: float) -> list[Action]:
+        """Nobody takes it now: ask again when an offer shows room, or in a while."""
+        record, sale = self.records[task], self._sales[task]
+        sale.misses += 1
+        is_urgent = sale.deadline_at - now < _URGENT_S
+        pause = self._policy.ask_again_urgent_ms if is_urgent else self._policy.ask_again_ms
+        sale.ask_at = now + pause / 1000
+        return [
+            *self._move(evolve(record, state=State.WAITING, executor=None, reason=reason)),
+            WakeAt(sale.ask_at, Woken("ask", task, record.round)),
+        ]
+
+    # --- supporting: awards ---------------------------------------------------------------------
+
+    def _award_best(self, task: TaskId, now: float) -> list[Action]:
+        record, sale = self.records[task], self._sales[task]
+        if sale.bids:
+            return self._award_next(task, now)
+        answers = [answer for answer in record.answers if answer.round == record.round]
+        silent = len(sale.asked) - len(answers)
+        reasons = [answer.reason for answer in answers]
+        if silent:
+            reasons.append(f"{silent} did not answer")
+        counted = {reason: reasons.count(reason) for reason in sorted(reasons)}
+        why = " · ".join(f"{count}: {reason}" for reason, count in counted.items())
+        return self._wait(task, f"no bid from {len(sale.asked)} asked ({why})"[:512], now)
+
+    def _award_next(self, task: TaskId, now: float) -> list[Action]:
+        """Award to the best bid that has not declined; after three, a new round."""
+        record, sale = self.records[task], self._sales[task]
+        ranking = sorted(
+            sale.bids,
+            key=lambda peer: (-sale.bids[peer].worth, tie_break(task, record.round, peer)),
+        )
+        if not ranking or sale.winners >= self._policy.winners_max:
+            return self._wait(task, "every winner declined", now)
+        if self.accounts.is_full:
+            return self._wait(task, self.why_full(), now)
+        winner = ranking[0]
+        best = sale.bids.pop(winner)
+        sale.winners += 1
+        sale.promise = best.bid.p_on_time
+        key = (task, record.round)
+        entry, appended = self.accounts.alloc(key, best.bid, self._clock.wall_ms(now))
+        sale.award = Award(task, record.round, entry.encode(), self._policy.ttl_ms)
+        hold_ms = min(best.bid.hold_ms, self._policy.hold_ms)
+        sale.award_until = sale.opened_at + hold_ms / 1000
+        losers = f", {len(ranking) - 1} others lost" if len(ranking) > 1 else ""
+        reason = (
+            f"best score {best.worth} µcr: at most {best.price} µcr, "
+            f"P(on time) {best.bid.p_on_time / 10:.0f} %"
+        )
+        for loser in ranking[1:]:
+            self._judge(task, loser, f"score {sale.bids[loser].worth} below {best.worth}")
+        self._judge(task, winner, "won")
+        self.records[task] = record = evolve(
+            self.records[task],
+            state=State.AWARDED,
+            fence=record.round,
+            executor=winner,
+            alloc=EntryId(entry.id),
+            reason=f"awarded to {short_peer(winner)}: {reason}{losers}",
+        )
+        return [
+            appended,
+            PersistTask(record),
+            Send(winner, sale.award),
+            Notify(Awarded(task, record.fence, winner, best.price, reason, EntryId(entry.id))),
+            self._award_timer(task, record.fence, now),
+            self._grant(task, now),
+        ]
+
+    def _award_timer(self, task: TaskId, fence: int, now: float) -> Action:
+        return WakeAt(now + self._policy.award_every_ms / 1000, Woken("award", task, fence))
+
+    def _run(self, record: TaskRecord, reason: str) -> list[Action]:
+        task = record.order.task
+        sale = self._sales[task]
+        sale.misses, sale.award = 0, None
+        sale.avoid.clear()
+        verdicts = {answer.peer: answer.verdict for answer in record.answers}
+        losers = [
+            Send(peer, Release(task, record.round, verdicts.get(peer, "another bid was better")))
+            for peer in sale.bids
+        ]
+        sale.bids = {}
+        return [*self._move(evolve(record, state=State.RUNNING, reason=reason)), *losers]
+
+    def _grant(self, task: TaskId, now: float) -> Action:
+        """The lease runs from now; not before ttl + margin may it be given to another."""
+        sale = self._sales[task]
+        sale.granted_until = now + (self._policy.ttl_ms + self._policy.margin_ms) / 1000
+        return WakeAt(sale.granted_until, Woken("lease", task, self.records[task].fence))
+
+    def _current(self, peer: PeerId, task: TaskId, fence: int) -> TaskRecord | None:
+        """The record, if *peer* is the executor of its newest fence."""
+        record = self.records.get(task)
+        if record is None or record.fence != fence or record.executor != peer:
+            return None
+        return record
+
+    def _lose(self, task: TaskId, reason: str, now: float) -> list[Action]:
+        """The executor is out: auction the task again, elsewhere if possible."""
+        record, sale = self.records[task], self._sales[task]
+        assert record.executor is not None
+        sale.avoid = {record.executor}
+        lost = evolve(
+            record,
+            state=State.WAITING,
+            executor=None,
+            fuel=0,
+            moves=record.moves + 1,
+            reason=f"lost by {short_peer(record.executor)}: {reason}"[:512],
+        )
+        return [*self._move(lost), *self._open(task, now)]
+
+    def _revoke(self, peer: PeerId, task: TaskId, fence: int) -> Action:
+        """Why *peer* holds nothing, and whether it is owed for what it burnt."""
+        record = self._current(peer, task, fence)
+        if record is None:
+            known = "superseded by a newer award" if task in self.records else "unknown task"
+            return Send(peer, Revoked(task, fence, known, is_owed=False))
+        is_owed = record.state.is_final and self.accounts.is_open((task, fence))
+        return Send(peer, Revoked(task, fence, f"the task is {record.state}", is_owed=is_owed))
+
+    # --- supporting: records --------------------------------------------------------
+
+    def _note(self, record: TaskRecord, answer: Answer) -> list[Action]:
+        """Keep an answer on record, the newest only."""
+        self.records[record.order.task] = with_answer(record, answer)
+        return [Notify(Answered(record.order.task, answer))]
+
+    def _judge(self, task: TaskId, peer: PeerId, verdict: str) -> None:
+        self.records[task] = with_verdict(self.records[task], peer, verdict)
+
+    def _move(self, record: TaskRecord) -> list[Action]:
+        """Change state, durably and visibly."""
+        self.records[record.order.task] = record
+        notice = Moved(
+            task=record.order.task,
+            state=record.state,
+            fence=record.fence,
+            executor=record.executor,
+            reason=record.reason,
+            result=record.result,
+            settle=record.settle,
+        )
+        return [PersistTask(record), Notify(notice)]
+
+    def _finish(self, task: TaskId, state: State, reason: str) -> list[Action]:
+        """End the task; whoever still runs it is told, and paid for what it burnt."""
+        assert state.is_final
+        record = self.records[task]
+        del self._sales[task]
+        actions = self._move(evolve(record, state=state, reason=reason[:512]))
+        is_unsettled = record.settle is None and self.accounts.is_open((task, record.fence))
+        if record.executor is not None and is_unsettled:
+            actions.append(self._revoke(record.executor, task, record.fence))
+        ended = [key for key in self.records if key not in self._sales]
+        for key in ended[: max(0, len(ended) - self._policy.tasks_ended_max)]:
+            del self.records[key]
+        return actions

@@ -1,0 +1,559 @@
+"""Tenancy: the executor's side of a lease. Hold, take, renew, stop oneself, answer for it.
+
+Rules:
+1. A hold reserves capacity from the sending of a bid and ends by itself; an award that comes later
+   is declined, whatever else is free. A declined fence is never accepted afterwards.
+2. The lease counts from the moment *asked*: the bid's sending, then each Renew's sending. The
+   grantor counts from the moment it granted, so the holder always stops first.
+3. At expiry the run is paused, not lost: the grantor may be slow, and if it re-awarded meanwhile it
+   will say so. A grantor silent for `orphan_ms` more is taken for dead: the run goes on without the
+   lease, and its result waits for whoever may accept it.
+4. A run that ended (Done) or cannot go on (Lost) is answered for until the buyer's entry arrives.
+   What was burnt under a lease that was taken away with `is_owed` is billed; else it is void.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from attrs import Factory, define, evolve, frozen
+
+from ledger.chain import check_entry
+from ledger.errors import BadEntry
+from ledger.keys import terms_message
+from ledger.model import Entry, Kind, Terms
+from mesh import codec
+from mesh.errors import PeerError
+from mesh.ids import Cid, EntryId, PeerId, TaskId
+from mesh.market.bidding import NoQuote, Shop, quote
+from mesh.market.policy import Policy
+from mesh.market.terms import EMPTY_DIR, EMPTY_FILE, alloc_terms, settle_terms, void_terms
+from mesh.messages import (
+    Accepted,
+    Ask,
+    Award,
+    Bid,
+    Declined,
+    Done,
+    Lost,
+    Outlook,
+    Refusal,
+    Release,
+    Renew,
+    Renewed,
+    Result,
+    Revoked,
+    Settled,
+    Work,
+)
+from mesh.notices import Hosted
+from mesh.resources.capacity import Capacity
+from mesh.resources.pool import Pool
+from mesh.sansio import (
+    Action,
+    AppendEntry,
+    ContinueRun,
+    ForgetTenancy,
+    Identity,
+    Notify,
+    PauseRun,
+    PersistTenancy,
+    Run,
+    Send,
+    StopRun,
+    WakeAt,
+    Woken,
+)
+
+_RENEWS_OPEN_MAX = 8
+_MODULES_MAX = 64
+
+
+@frozen
+class Clock:
+    """Monotonic seconds to wall-clock milliseconds, for the claims that receipts carry."""
+
+    epoch_ms: int
+
+    def wall_ms(self, now: float) -> int:
+        return self.epoch_ms + int(now * 1000)
+
+
+@frozen
+class Hold:
+    """Capacity kept for a bid."""
+
+    buyer: PeerId
+    ask: Ask
+    bid: Bid
+    sent_at: float
+
+
+class Phase(Enum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    ENDED = "ended"
+
+
+@define
+class Tenancy:
+    """A task that this node hosts."""
+
+    task: TaskId
+    fence: int
+    buyer: PeerId
+    alloc: Entry
+    terms: Terms
+    work: Work | None
+    """None after a restart: nothing runs then, only the answer is outstanding."""
+    ttl_ms: int
+    expires_at: float
+    is_held: bool
+    phase: Phase
+    fuel: int = 0
+    seq: int = 0
+    asked: dict[int, float] = Factory(dict)
+    answer: Done | Lost | None = None
+    resends: int = 0
+    resend_at: float = 0.0
+
+    @property
+    def alloc_id(self) -> EntryId:
+        return EntryId(self.alloc.id)
+
+
+class Tenancies:
+    """All tasks this node holds capacity for, hosts, or still answers for."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        policy: Policy,
+        shop: Shop,
+        clock: Clock,
+        saved: tuple[PersistTenancy, ...],
+    ) -> None:
+        self.shop = shop
+        self.pool: Pool[TaskId] = Pool(shop.sold)
+        self.lapsed = 0
+        """Holds that ended without an award or a release."""
+        self._identity = identity
+        self._policy = policy
+        self._clock = clock
+        self._holds: dict[TaskId, Hold] = {}
+        self._tenancies: dict[tuple[TaskId, int], Tenancy] = {}
+        self._modules: dict[Cid, None] = {}
+        for record in saved:
+            tenancy = self._restore(record)
+            self._tenancies[tenancy.task, tenancy.fence] = tenancy
+
+    @property
+    def modules(self) -> tuple[Cid, ...]:
+        """Modules run lately: likely to be compiled and stored here."""
+        return tuple(self._modules)
+
+    def leases(self) -> tuple[tuple[TaskId, int], ...]:
+        """The (task, fence) of every lease held now."""
+        return tuple(key for key, tenancy in self._tenancies.items() if tenancy.is_held)
+
+    def hosted(self) -> int:
+        """Tasks that occupy capacity here."""
+        return sum(tenancy.phase is not Phase.ENDED for tenancy in self._tenancies.values())
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        return {
+            "holds": (len(self._holds), self._policy.holds_max),
+            "tenancies": (len(self._tenancies), self._policy.tenancies_max),
+            "modules": (len(self._modules), _MODULES_MAX),
+        }
+
+    def start(self, now: float) -> list[Action]:
+        """After a restart: answer for what was hosted before."""
+        actions: list[Action] = []
+        for tenancy in self._tenancies.values():
+            actions += self._send_answer(tenancy, now)
+        return actions
+
+    # --- the auction ----------------------------------------------------------------------------
+
+    def ask(
+        self, peer: PeerId, ask: Ask, free: Capacity, outlook: tuple[Outlook, ...], now: float
+    ) -> list[Action]:
+        """Bid and hold, or refuse with the reason. A repeated ask gets the same bid."""
+        held = self._holds.get(ask.task)
+        if held and held.buyer == peer and held.ask.round == ask.round:
+            return [Send(peer, held.bid)]
+        refusal = self._why_not(peer, ask)
+        if refusal:
+            return [Send(peer, Refusal(ask.task, ask.round, refusal, may_change=True))]
+        if held:
+            self._drop_hold(ask.task)
+        answer = quote(
+            ask,
+            self.shop,
+            free=free,
+            outlook=outlook,
+            cached=frozenset(self._modules),
+        )
+        if isinstance(answer, NoQuote):
+            return [Send(peer, Refusal(ask.task, ask.round, answer.reason, answer.may_change))]
+        terms = alloc_terms(
+            ask,
+            seller=self._identity.peer,
+            buyer=peer,
+            price=answer.price,
+            wall_ms=self._clock.wall_ms(now),
+            grace_ms=self._policy.grace_ms,
+        ).encode()
+        bid = Bid(
+            task=ask.task,
+            round=ask.round,
+            terms=terms,
+            signature=self._identity.sign(terms_message(terms)),
+            finish_ms=answer.finish_ms,
+            p_on_time=answer.p_on_time,
+            cached=int(ask.work.module in self._modules),
+            hold_ms=self._policy.hold_ms,
+            reason=answer.reason,
+        )
+        is_reserved = self.pool.reserve(ask.task, ask.work.needs)
+        assert is_reserved, "the quote was for what is free"
+        self._holds[ask.task] = Hold(peer, ask, bid, now)
+        ends_at = now + self._policy.hold_ms / 1000
+        return [Send(peer, bid), WakeAt(ends_at, Woken("hold", ask.task, ask.round))]
+
+    def release(self, peer: PeerId, release: Release) -> list[Action]:
+        """We lost; the capacity is free again."""
+        hold = self._holds.get(release.task)
+        if hold and hold.buyer == peer and hold.ask.round == release.round:
+            self._drop_hold(release.task)
+        return []
+
+    def award(self, peer: PeerId, award: Award, now: float) -> list[Action]:
+        """Take the lease if its hold still stands, else decline. Raises PeerError."""
+        entry, terms = self._check_award(peer, award)
+        known = self._tenancies.get((award.task, award.fence))
+        if known:
+            if known.alloc_id != entry.id or not known.is_held:
+                return []  # an old award come again; what became of it has its own answer
+            return [Send(peer, Accepted(award.task, award.fence))]
+        hold = self._holds.get(award.task)
+        if hold is None or hold.bid.terms != terms.encode():
+            return [self._decline(peer, award, entry, terms, "the hold had ended")]
+        self._holds.pop(award.task)
+        ttl = min(award.ttl_ms, hold.ask.ttl_ms)
+        tenancy = Tenancy(
+            task=award.task,
+            fence=award.fence,
+            buyer=peer,
+            alloc=entry,
+            terms=terms,
+            work=hold.ask.work,
+            ttl_ms=ttl,
+            expires_at=hold.sent_at + ttl / 1000,
+            is_held=True,
+            phase=Phase.RUNNING,
+        )
+        self._tenancies[award.task, award.fence] = tenancy
+        return [
+            AppendEntry(award.entry, is_own=False),
+            self._persist(tenancy),
+            Send(peer, Accepted(award.task, award.fence)),
+            Run(award.task, award.fence, peer, hold.ask.work),
+            self._tell(tenancy, "held", f"for {ttl} ms at a time"),
+            *self._renew_timers(tenancy, now),
+        ]
+
+    # --- the lease ------------------------------------------------------------------------------
+
+    def renewed(self, peer: PeerId, renewed: Renewed, now: float) -> list[Action]:
+        """Extend the lease from the moment we asked."""
+        tenancy = self._of(peer, renewed.task, renewed.fence)
+        if tenancy is None:
+            return []
+        asked_at = tenancy.asked.pop(renewed.seq, None)
+        if asked_at is None or tenancy.phase is Phase.ENDED:
+            return []
+        expires_at = asked_at + min(renewed.ttl_ms, tenancy.ttl_ms) / 1000
+        if expires_at <= max(now, tenancy.expires_at if tenancy.is_held else now):
+            return []
+        tenancy.expires_at = expires_at
+        actions: list[Action] = [WakeAt(expires_at, Woken("expire", tenancy.task, tenancy.fence))]
+        if not tenancy.is_held:
+            tenancy.is_held = True
+            actions.append(self._tell(tenancy, "held", "the grantor is back"))
+        if tenancy.phase is Phase.PAUSED:
+            tenancy.phase = Phase.RUNNING
+            actions.append(ContinueRun(tenancy.task, tenancy.fence))
+        return actions
+
+    def revoked(self, peer: PeerId, revoked: Revoked, now: float) -> list[Action]:
+        """The lease is gone: stop, free the capacity, and close the account."""
+        tenancy = self._of(peer, revoked.task, revoked.fence)
+        if tenancy is None:
+            return []
+        actions: list[Action] = []
+        if tenancy.phase is not Phase.ENDED:
+            actions.append(StopRun(tenancy.task, tenancy.fence))
+            actions.append(self._tell(tenancy, "revoked", revoked.reason))
+        if isinstance(tenancy.answer, Lost):
+            return [*actions, *self._forget(tenancy)]
+        if not revoked.is_owed:
+            return [*actions, *self._end(tenancy, self._lost(tenancy, revoked.reason), now)]
+        if isinstance(tenancy.answer, Done):
+            return [*actions, *self._send_answer(tenancy, now)]
+        result = Result(
+            status="cancelled",
+            exit_code=0,
+            detail=revoked.reason,
+            fuel=tenancy.fuel,
+            run_ms=0,
+            output=EMPTY_DIR,
+            stdout=EMPTY_FILE,
+            stderr=EMPTY_FILE,
+        )
+        return [*actions, *self._end(tenancy, self._done(tenancy, result, now), now)]
+
+    def settled(self, peer: PeerId, settled: Settled) -> list[Action]:
+        """The buyer closed the account. Raises PeerError."""
+        tenancy = self._of(peer, settled.task, settled.fence)
+        if tenancy is None or tenancy.answer is None:
+            return []
+        entry = _decode_entry(settled.entry)
+        try:
+            body = check_entry(entry, self._identity.verify)
+        except BadEntry as error:
+            raise PeerError(f"a bad closing entry: {error}") from None
+        answer = tenancy.answer
+        closing = answer.terms if isinstance(answer, Done) else answer.void_terms
+        kind = Kind.SETTLE if isinstance(answer, Done) else Kind.VOID
+        if (body.author, body.kind, body.terms) != (peer, kind, closing):
+            raise PeerError("a closing entry for something else")
+        what = "settled" if kind is Kind.SETTLE else "void"
+        return [
+            AppendEntry(settled.entry, is_own=False),
+            self._tell(tenancy, what, f"{Terms.decode(closing).amount} µcr"),
+            *self._forget(tenancy),
+        ]
+
+    # --- the run --------------------------------------------------------------------------------
+
+    def run_progressed(self, task: TaskId, fence: int, fuel: int) -> list[Action]:
+        """Remember how far it is; the next Renew tells the buyer."""
+        tenancy = self._tenancies.get((task, fence))
+        if tenancy:
+            tenancy.fuel = max(tenancy.fuel, min(fuel, tenancy.terms.fuel))
+        return []
+
+    def run_ended(self, task: TaskId, fence: int, result: Result, now: float) -> list[Action]:
+        """The task came to its end: bill it."""
+        tenancy = self._tenancies.get((task, fence))
+        if tenancy is None or tenancy.phase is Phase.ENDED:
+            return []
+        self._learn(tenancy, result)
+        return [
+            self._tell(tenancy, "ended", result.detail or result.status),
+            *self._end(tenancy, self._done(tenancy, result, now), now),
+        ]
+
+    def run_lost(self, task: TaskId, fence: int, reason: str, now: float) -> list[Action]:
+        """It cannot go on, and that is our fault: claim nothing."""
+        tenancy = self._tenancies.get((task, fence))
+        if tenancy is None or tenancy.phase is Phase.ENDED:
+            return []
+        return [
+            self._tell(tenancy, "lost", reason),
+            *self._end(tenancy, self._lost(tenancy, reason), now),
+        ]
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def hold_ends(self, task: TaskId, round_: int) -> list[Action]:
+        hold = self._holds.get(task)
+        if hold and hold.ask.round == round_:
+            self._drop_hold(task)
+            self.lapsed += 1
+        return []
+
+    def renew_due(self, task: TaskId, fence: int, now: float) -> list[Action]:
+        """Ask for more time, held or not: only the grantor can tell what became of the lease."""
+        tenancy = self._tenancies.get((task, fence))
+        if tenancy is None or tenancy.phase is Phase.ENDED:
+            return []
+        tenancy.seq += 1
+        tenancy.asked[tenancy.seq] = now
+        if len(tenancy.asked) > _RENEWS_OPEN_MAX:
+            del tenancy.asked[next(iter(tenancy.asked))]
+        return [
+            Send(tenancy.buyer, Renew(task, fence, tenancy.seq, tenancy.fuel)),
+            WakeAt(now + tenancy.ttl_ms / 3000, Woken("renew", task, fence)),
+        ]
+
+    def expire_due(self, task: TaskId, fence: int, now: float) -> list[Action]:
+        """Stop oneself: from here on the grantor may give the task to another."""
+        tenancy = self._tenancies.get((task, fence))
+        if tenancy is None or not tenancy.is_held or now < tenancy.expires_at:
+            return []
+        tenancy.is_held = False
+        if tenancy.phase is not Phase.RUNNING:
+            return []
+        tenancy.phase = Phase.PAUSED
+        return [
+            PauseRun(task, fence),
+            self._tell(tenancy, "fenced", "the lease ran out unrenewed; paused"),
+            WakeAt(now + self._policy.orphan_ms / 1000, Woken("orphan", task, fence)),
+        ]
+
+    def orphan_due(self, task: TaskId, fence: int) -> list[Action]:
+        """The grantor is taken for dead: finish, and keep the result for whoever may accept it."""
+        tenancy = self._tenancies.get((task, fence))
+        if tenancy is None or tenancy.is_held or tenancy.phase is not Phase.PAUSED:
+            return []
+        tenancy.phase = Phase.RUNNING
+        return [
+            ContinueRun(task, fence),
+            self._tell(tenancy, "orphaned", "the grantor is silent; finishing without it"),
+        ]
+
+    def answer_due(self, task: TaskId, fence: int, now: float) -> list[Action]:
+        tenancy = self._tenancies.get((task, fence))
+        if tenancy is None or tenancy.answer is None or now < tenancy.resend_at:
+            return []
+        return self._send_answer(tenancy, now)
+
+    # --- supporting -----------------------------------------------------------------------------
+
+    def _why_not(self, peer: PeerId, ask: Ask) -> str:
+        held = self._holds.get(ask.task)
+        if held and held.buyer != peer:
+            return "held for another buyer of the same task"
+        if held and held.ask.round > ask.round:
+            return "a later round of this task is already held"
+        if any(task == ask.task for task, _ in self._tenancies):
+            return "this node still answers for an earlier run of this task"
+        if len(self._holds) >= self._policy.holds_max and not held:
+            return "too many open bids"
+        if len(self._tenancies) + len(self._holds) >= self._policy.tenancies_max:
+            return "too many unsettled tasks"
+        return ""
+
+    def _check_award(self, peer: PeerId, award: Award) -> tuple[Entry, Terms]:
+        entry = _decode_entry(award.entry)
+        try:
+            body = check_entry(entry, self._identity.verify)
+            terms = Terms.decode(body.terms)
+        except BadEntry as error:
+            raise PeerError(f"a bad award: {error}") from None
+        named = (body.kind, body.author, body.peer, terms.nonce, terms.fence)
+        if named != (Kind.ALLOC, peer, self._identity.peer, award.task, award.fence):
+            raise PeerError("an award for something else")
+        return entry, terms
+
+    def _decline(
+        self, peer: PeerId, award: Award, entry: Entry, terms: Terms, reason: str
+    ) -> Action:
+        data = void_terms(terms, EntryId(entry.id)).encode()
+        signature = self._identity.sign(terms_message(data))
+        return Send(peer, Declined(award.task, award.fence, reason, data, signature))
+
+    def _drop_hold(self, task: TaskId) -> None:
+        del self._holds[task]
+        self.pool.release(task)
+
+    def _of(self, peer: PeerId, task: TaskId, fence: int) -> Tenancy | None:
+        tenancy = self._tenancies.get((task, fence))
+        return tenancy if tenancy and tenancy.buyer == peer else None
+
+    def _renew_timers(self, tenancy: Tenancy, now: float) -> list[Action]:
+        return [
+            WakeAt(now + tenancy.ttl_ms / 3000, Woken("renew", tenancy.task, tenancy.fence)),
+            WakeAt(tenancy.expires_at, Woken("expire", tenancy.task, tenancy.fence)),
+        ]
+
+    def _end(self, tenancy: Tenancy, answer: Done | Lost, now: float) -> list[Action]:
+        """Free the capacity and answer, durably, until the account is closed."""
+        tenancy.phase = Phase.ENDED
+        tenancy.answer = answer
+        tenancy.resends = 0
+        if isinstance(answer, Lost):
+            tenancy.is_held = False
+        self.pool.release(tenancy.task)
+        return [self._persist(tenancy), *self._send_answer(tenancy, now)]
+
+    def _send_answer(self, tenancy: Tenancy, now: float) -> list[Action]:
+        assert tenancy.answer is not None
+        tenancy.resends += 1
+        wait_ms = min(
+            self._policy.resend_ms << min(tenancy.resends - 1, 16), self._policy.resend_max_ms
+        )
+        tenancy.resend_at = now + wait_ms / 1000
+        return [
+            Send(tenancy.buyer, tenancy.answer),
+            WakeAt(tenancy.resend_at, Woken("answer", tenancy.task, tenancy.fence)),
+        ]
+
+    def _done(self, tenancy: Tenancy, result: Result, now: float) -> Done:
+        result = evolve(result, fuel=min(result.fuel, tenancy.terms.fuel))
+        terms = settle_terms(tenancy.terms, tenancy.alloc_id, result, self._clock.wall_ms(now))
+        data = terms.encode()
+        signature = self._identity.sign(terms_message(data))
+        return Done(tenancy.task, tenancy.fence, result, data, signature)
+
+    def _lost(self, tenancy: Tenancy, reason: str) -> Lost:
+        data = void_terms(tenancy.terms, tenancy.alloc_id).encode()
+        signature = self._identity.sign(terms_message(data))
+        return Lost(tenancy.task, tenancy.fence, reason, data, signature)
+
+    def _forget(self, tenancy: Tenancy) -> list[Action]:
+        del self._tenancies[tenancy.task, tenancy.fence]
+        self.pool.release(tenancy.task)
+        return [ForgetTenancy(tenancy.task, tenancy.fence)]
+
+    def _learn(self, tenancy: Tenancy, result: Result) -> None:
+        """Keep the module in mind, and let long runs correct the measured speed."""
+        module = Cid(tenancy.terms.module)
+        self._modules.pop(module, None)
+        self._modules[module] = None
+        if len(self._modules) > _MODULES_MAX:
+            del self._modules[next(iter(self._modules))]
+        if result.run_ms >= 1_000 and result.fuel > 0:
+            seen = result.fuel // result.run_ms
+            self.shop = evolve(self.shop, speed=max(1, (3 * self.shop.speed + seen) // 4))
+
+    def _persist(self, tenancy: Tenancy) -> PersistTenancy:
+        return PersistTenancy(
+            task=tenancy.task,
+            fence=tenancy.fence,
+            buyer=tenancy.buyer,
+            alloc=tenancy.alloc.encode(),
+            answer=codec.encode(tenancy.answer) if tenancy.answer else b"",
+        )
+
+    def _restore(self, record: PersistTenancy) -> Tenancy:
+        alloc = Entry.decode(record.alloc)
+        tenancy = Tenancy(
+            task=record.task,
+            fence=record.fence,
+            buyer=record.buyer,
+            alloc=alloc,
+            terms=Terms.decode(alloc.content.terms),
+            work=None,
+            ttl_ms=self._policy.ttl_ms,
+            expires_at=0.0,
+            is_held=False,
+            phase=Phase.ENDED,
+        )
+        answer = codec.decode(record.answer) if record.answer else None
+        assert answer is None or isinstance(answer, Done | Lost)
+        tenancy.answer = answer or self._lost(tenancy, "the node restarted")
+        return tenancy
+
+    def _tell(self, tenancy: Tenancy, what: str, reason: str) -> Notify:
+        return Notify(Hosted(tenancy.task, tenancy.fence, tenancy.buyer, what, reason))
+
+
+def _decode_entry(data: bytes) -> Entry:
+    try:
+        return Entry.decode(data)
+    except BadEntry as error:
+        raise PeerError(f"a bad entry: {error}") from None

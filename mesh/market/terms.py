@@ -1,0 +1,116 @@
+"""Terms: what seller and buyer sign, made from what was asked and from what was run. Pure.
+
+The bytes are the ledger's (ledger/model.py). A seller signs ALLOC terms as its bid, SETTLE terms
+when the run has ended, VOID terms when it cannot or may not go on; the buyer closes each on its
+own chain. What a peer signs is compared field by field with what it should have signed.
+"""
+
+from __future__ import annotations
+
+from attrs import evolve
+
+from ledger.errors import BadEntry
+from ledger.model import Terms, amount_of, reserve_of
+from mesh.errors import PeerError
+from mesh.ids import DAG_PB, RAW, EntryId, PeerId, cid_of
+from mesh.messages import Ask, Result
+from mesh.runtime.manifest import METER, exit_status
+
+UNIT = "uC/Gfuel"
+EMPTY_FILE = cid_of(RAW, b"")
+EMPTY_DIR = cid_of(DAG_PB, b"\x0a\x02\x08\x01")
+VOID_EXIT = 255
+"""The exit of terms under which nothing ran to an end."""
+
+
+def alloc_terms(
+    ask: Ask, *, seller: PeerId, buyer: PeerId, price: int, wall_ms: int, grace_ms: int
+) -> Terms:
+    """What a bidder signs: *price* µcr per 10^9 fuel, at most `reserve` altogether."""
+    return Terms(
+        nonce=ask.task,
+        fence=ask.round,
+        seller=seller,
+        buyer=buyer,
+        job=ask.work.job,
+        module=ask.work.module,
+        inputs=ask.work.inputs,
+        outputs=(),
+        meter=METER,
+        unit=UNIT,
+        price=price,
+        fee=ask.fee,
+        reserve=reserve_of(price, ask.work.fuel, ask.fee),
+        fuel=ask.work.fuel,
+        amount=0,
+        exit=0,
+        escalations=(),
+        migrations=(),
+        start_ms=wall_ms,
+        end_ms=wall_ms,
+        deadline_ms=wall_ms + ask.deadline_ms,
+        grace_ms=grace_ms,
+        arbiter=b"",
+        ref=b"",
+    )
+
+
+def settle_terms(alloc: Terms, alloc_id: EntryId, result: Result, wall_ms: int) -> Terms:
+    """What the seller signs when the run has ended."""
+    terms = evolve(
+        alloc,
+        outputs=(result.output, result.stdout, result.stderr),
+        fuel=min(result.fuel, alloc.fuel),
+        exit=exit_status(result.status, result.exit_code),
+        end_ms=max(wall_ms, alloc.start_ms),
+        ref=alloc_id,
+    )
+    return evolve(terms, amount=amount_of(terms))
+
+
+def void_terms(alloc: Terms, alloc_id: EntryId) -> Terms:
+    """What the seller signs to claim nothing: the buyer's reserve is free again."""
+    return evolve(alloc, fuel=0, amount=0, exit=VOID_EXIT, ref=alloc_id)
+
+
+def check_bid(data: bytes, ask: Ask, *, seller: PeerId, buyer: PeerId) -> Terms:
+    """The terms of a bid, if they answer *ask*. Raises PeerError."""
+    terms = _decode(data)
+    expected = alloc_terms(
+        ask,
+        seller=seller,
+        buyer=buyer,
+        price=terms.price,
+        wall_ms=terms.start_ms,
+        grace_ms=terms.grace_ms,
+    )
+    if terms != expected:
+        raise PeerError("a bid whose terms are not those of the ask")
+    if terms.reserve > ask.max_price:
+        raise PeerError("a bid above the ceiling")
+    return terms
+
+
+def check_settle(data: bytes, alloc: Terms, alloc_id: EntryId, result: Result) -> Terms:
+    """SETTLE terms, if they follow from the ALLOC and the result. Raises PeerError."""
+    terms = _decode(data)
+    if terms != evolve(settle_terms(alloc, alloc_id, result, 0), end_ms=terms.end_ms):
+        raise PeerError("settle terms that do not follow from the award and the result")
+    if result.fuel > alloc.fuel:
+        raise PeerError("more fuel than was allowed")
+    return terms
+
+
+def check_void(data: bytes, alloc: Terms, alloc_id: EntryId) -> Terms:
+    """VOID terms of the ALLOC. Raises PeerError."""
+    terms = _decode(data)
+    if terms != void_terms(alloc, alloc_id):
+        raise PeerError("void terms that are not those of the award")
+    return terms
+
+
+def _decode(data: bytes) -> Terms:
+    try:
+        return Terms.decode(data)
+    except BadEntry as error:
+        raise PeerError(f"bad terms: {error}") from None
