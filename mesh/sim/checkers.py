@@ -1,0 +1,257 @@
+"""The promises of the design, checked after every event of every honest node.
+
+Safety under any fault: S1 one lease per task · S2 what was shown to a peer survives a crash ·
+S3 a chain only extends · S6 reservations within what is sold · S7 bounds · S8 no run without its
+buyer's award · S10 a task settles once, with the result of the run its newest fence paid for.
+Liveness: L1 every task ends · L3 a dead node's leases and capacity are free again · L4 a waiting
+task is asked again. And nobody honest is ever penalized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import define
+
+from ledger.chain import check_entry, check_link
+from ledger.errors import LedgerError
+from ledger.model import Body, Entry, Kind
+from ledger.chain import Head
+from mesh.ids import PeerId, TaskId, format_task
+from mesh.market.order import State, TaskRecord
+from mesh.messages import Award, Message, Result, Settled
+from mesh.notices import Asked, Moved, Notice
+from mesh.resources.capacity import NOTHING
+from mesh.sansio import Action, AppendEntry, Event, PersistTask, Run, RunEnded
+from mesh.sim.disk import Write
+from mesh.sim.keyring import Keyring
+from mesh.sim.node import Node
+from mesh.sim.options import Options
+from mesh.sim.restart import NET
+from mesh.sim.workload import Plan
+
+_SIZES_EVERY = 16
+"""Sizes are looked at after every so many events of a node."""
+_SLACK_S = 5.0
+"""Timers and messages of a healed mesh are never later than this."""
+
+
+class Violation(Exception):
+    """A promise was broken. *promise* is its short name."""
+
+    def __init__(self, promise: str, detail: str) -> None:
+        super().__init__(f"{promise}: {detail}")
+        self.promise = promise
+        self.detail = detail
+
+
+@define
+class _Chain:
+    """What the world has seen of one honest node's own chain."""
+
+    head: Head
+    ids: dict[int, bytes]
+    bodies: dict[bytes, Body]
+    resolved: dict[bytes, bytes]
+    """ALLOC id -> id of the entry that closed it."""
+
+
+class Checkers:
+    """Looks on, and raises Violation. Byzantine nodes are not looked at."""
+
+    def __init__(self, options: Options, keyring: Keyring, plans: Mapping[TaskId, Plan]) -> None:
+        self._options = options
+        self._keyring = keyring
+        self._plans = plans
+        self._nodes: dict[PeerId, Node] = {}
+        self._leases: dict[int, tuple[tuple[TaskId, int], ...]] = {}
+        self._holders: dict[TaskId, dict[int, int]] = {}
+        self._chains: dict[int, _Chain] = {}
+        self._records: dict[TaskId, TaskRecord] = {}  # as last made durable
+        self._ended: dict[tuple[TaskId, int], Result] = {}  # what honest runs left behind
+        self._asked_at: dict[TaskId, float] = {}
+        self.admitted: dict[TaskId, float] = {}
+        """When each task of an honest node was first durable: world time."""
+        self.now = 0.0
+
+    def watch(self, node: Node) -> None:
+        """From now on *node* is held to its promises."""
+        self._nodes[node.peer] = node
+        self._leases[node.index] = ()
+        self._chains[node.index] = _Chain(Head.start(node.peer, NET), {}, {}, {})
+
+    def is_watched(self, node: Node) -> bool:
+        return node.peer in self._nodes
+
+    # --- what nodes do --------------------------------------------------------------------------
+
+    def saw_event(self, node: Node, event: Event, actions: list[Action]) -> None:
+        """S1, S6 and S7, after a node has handled an event."""
+        if node.peer not in self._nodes:
+            return
+        if isinstance(event, RunEnded):
+            self._ended[event.task, event.fence] = event.result
+        kernel = node.kernel
+        leases = kernel.leases()
+        if leases != self._leases[node.index]:
+            self._change_leases(node, leases)
+        if actions and not kernel.reserved().fits_in(kernel.sold()):
+            raise Violation("S6", f"node {node.index} reserved more than it sells")
+        if node.handled % _SIZES_EVERY == 0:
+            self.check_sizes(node)
+
+    def saw_silence(self, node: Node) -> None:
+        """A node that is down or stalled can have no effects: its leases do not count."""
+        if node.peer in self._nodes:
+            self._change_leases(node, ())
+
+    def check_sizes(self, node: Node) -> None:
+        """S7: nothing grows above its bound."""
+        for name, (size, bound) in node.kernel.sizes().items():
+            if size > bound:
+                raise Violation("S7", f"node {node.index}: {name} is {size}, its bound {bound}")
+
+    def saw_message(self, node: Node, message: Message) -> None:
+        """S2 and S3: an entry that is shown to a peer is durable, and the only one of its place."""
+        if node.peer not in self._nodes or not isinstance(message, Award | Settled):
+            return
+        entry = Entry.decode(message.entry)
+        if self._chains[node.index].ids.get(entry.content.seq) != entry.id:
+            raise Violation(
+                "S2", f"node {node.index} sent entry {entry.content.seq}, which is not durable"
+            )
+
+    def saw_run(self, node: Node, run: Run) -> None:
+        """S8: the buyer signed for this run, with this seller, and the proof is on our disk."""
+        if node.peer not in self._nodes:
+            return
+        tenancy = node.disk.tenancy(run.task, run.fence)
+        if tenancy is None:
+            raise Violation("S8", f"node {node.index} runs {format_task(run.task)} unrecorded")
+        entry = Entry.decode(tenancy.alloc)
+        try:
+            body = check_entry(entry, self._keyring.verify)
+        except LedgerError as error:
+            raise Violation("S8", f"node {node.index} runs on a bad award: {error}") from error
+        deal = body.deal
+        named = (body.kind, body.author, body.peer, deal.nonce, deal.fence)
+        if named != (Kind.ALLOC, run.buyer, node.peer, run.task, run.fence):
+            raise Violation("S8", f"node {node.index} runs on an award for something else")
+        buyer = self._nodes.get(run.buyer)
+        if buyer and entry.id not in self._chains[buyer.index].bodies:
+            raise Violation("S8", f"node {node.index} runs on an award its buyer never made")
+
+    def saw_penalty(self, node: Node, peer: PeerId, reason: str) -> None:
+        """Faults of the network must never look like faults of an honest peer."""
+        if node.peer in self._nodes and peer in self._nodes:
+            blamed = self._nodes[peer].index
+            raise Violation("honest", f"node {node.index} blames honest node {blamed}: {reason}")
+
+    def saw_notice(self, node: Node, notice: Notice) -> None:
+        """Remember when tasks were asked about (L4)."""
+        if isinstance(notice, Asked | Moved):
+            self._asked_at[notice.task] = self.now
+
+    def saw_durable(self, node: Node, write: Write) -> None:
+        """S3 and S10, on what a crash can no longer undo."""
+        if node.peer not in self._nodes:
+            return
+        if isinstance(write, AppendEntry) and write.is_own:
+            self._extend(node, Entry.decode(write.entry))
+        elif isinstance(write, PersistTask):
+            self._check_record(node, write.record)
+
+    # --- what must have come about --------------------------------------------------------------
+
+    def check_progress(self, nodes: list[Node], healed_at: float | None) -> None:
+        """L1, L3 and L4, looked at every few seconds."""
+        for node in nodes:
+            if not self.is_watched(node) or not node.is_up or node.is_stalled:
+                continue
+            for record in node.kernel.records.values():
+                if not record.state.is_final:
+                    self._check_open(node, record, healed_at)
+
+    def check_quiet(self, nodes: list[Node]) -> None:
+        """L3: when everything has ended, nothing is reserved, and every account is closed."""
+        for node in nodes:
+            if not self.is_watched(node) or not node.is_up:
+                continue
+            if node.kernel.reserved() != NOTHING and not node.runtime.workers:
+                raise Violation("L3", f"node {node.index} still reserves {node.kernel.reserved()}")
+            self.check_sizes(node)
+            for tenancy in node.disk.read().tenancies.values():
+                buyer = self._nodes.get(tenancy.buyer)
+                if buyer and buyer.is_up and (tenancy.task, tenancy.fence) not in node.runtime.workers:
+                    raise Violation(
+                        "L3", f"node {node.index} never settled {format_task(tenancy.task)}"
+                    )
+
+    def _check_open(self, node: Node, record: TaskRecord, healed_at: float | None) -> None:
+        task, policy = record.order.task, self._options.policy
+        quiet_since = max(node.quiet_since, self.admitted.get(task, self.now))
+        if healed_at is not None and task in self.admitted:
+            due = max(self.admitted[task] + record.order.deadline_ms / 1000, healed_at, quiet_since)
+            if self.now > due + policy.grace_ms / 1000 + _SLACK_S:
+                raise Violation("L1", f"{format_task(task)} is still {record.state}: {record.reason}")
+        if record.state is State.WAITING:
+            asked_at = max(self._asked_at.get(task, 0.0), quiet_since)
+            if self.now - asked_at > policy.ask_again_ms / 1000 + _SLACK_S:
+                raise Violation("L4", f"{format_task(task)} was not asked again: {record.reason}")
+        executor = self._nodes.get(record.executor) if record.executor else None
+        if executor is not None and not executor.is_up:
+            gone_s = self.now - max(executor.quiet_since, quiet_since)
+            lease_s = (policy.ttl_ms + policy.margin_ms) / 1000
+            if gone_s > lease_s * 1.02 + self._options.slow_s + _SLACK_S:
+                raise Violation("L3", f"{format_task(task)} still leased to dead {executor.index}")
+
+    # --- supporting -----------------------------------------------------------------------------
+
+    def _change_leases(self, node: Node, leases: tuple[tuple[TaskId, int], ...]) -> None:
+        for task, _ in self._leases[node.index]:
+            self._holders.get(task, {}).pop(node.index, None)
+        self._leases[node.index] = leases
+        for task, fence in leases:
+            if task not in self._plans or self._is_foul(task):
+                continue  # a liar may award its own task as often as it likes
+            holders = self._holders.setdefault(task, {})
+            holders[node.index] = fence
+            if len(holders) > 1:
+                told = ", ".join(f"node {index} by fence {at}" for index, at in holders.items())
+                raise Violation("S1", f"{format_task(task)} is held by {told}")
+
+    def _is_foul(self, task: TaskId) -> bool:
+        return self._plans[task].buyer < self._options.byzantine
+
+    def _extend(self, node: Node, entry: Entry) -> None:
+        chain = self._chains[node.index]
+        body = entry.content
+        alloc = None if body.kind is Kind.ALLOC else chain.bodies.get(body.deal.ref)
+        try:
+            check_entry(entry, self._keyring.verify)
+            chain.head = check_link(chain.head, entry, alloc)
+        except LedgerError as error:
+            raise Violation("S3", f"node {node.index}, entry {body.seq}: {error}") from error
+        chain.ids[body.seq] = entry.id
+        chain.bodies[entry.id] = body
+        if alloc is not None and chain.resolved.setdefault(alloc.id, entry.id) != entry.id:
+            raise Violation("S10", f"node {node.index} closed one award twice")
+
+    def _check_record(self, node: Node, record: TaskRecord) -> None:
+        task = record.order.task
+        self.admitted.setdefault(task, self.now)
+        before = self._records.get(task)
+        self._records[task] = record
+        told = format_task(task)
+        if before is not None:
+            if record.fence < before.fence or record.round < before.round:
+                raise Violation("S10", f"{told}: fence fell from {before.fence} to {record.fence}")
+            if before.state.is_final and record.state is not before.state:
+                raise Violation("S10", f"{told}: {before.state} became {record.state}")
+            if before.settle is not None and record.settle != before.settle:
+                raise Violation("S10", f"{told}: settled twice")
+        if record.result is None or record.executor not in self._nodes:
+            return
+        ended = self._ended.get((task, record.fence))
+        if record.result.status != "cancelled" and record.result != ended:
+            raise Violation("S10", f"{told}: its result is not that of run {record.fence}")

@@ -1,0 +1,165 @@
+"""What may go wrong in one seed, and how badly: drawn per seed ("swarm"), half of it switched off.
+
+A fault that is always on hides what the others do: a mesh that always loses messages never keeps a
+lease long enough to be cut off in the middle of one. So each seed draws which faults exist at all.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from attrs import evolve, frozen
+
+from mesh.market.policy import Policy
+
+
+def stream(seed: int, *names: object) -> Random:
+    """An independent random stream of *seed*: the same under every PYTHONHASHSEED."""
+    return Random("/".join(map(str, (seed, *names))))  # noqa: S311 - faults, not secrets
+
+
+@frozen
+class Options:
+    """One seed's world. Rates are per minute of the safety phase, shares are 0 to 1."""
+
+    seed: int
+    nodes: int
+    byzantine: int
+    """Of the nodes, how many lie: fewer than a third."""
+    policy: Policy
+    chaos_s: float
+    """Length of the safety phase; then everything heals."""
+    tasks: int
+    is_traced: bool
+    """Sizes and arrivals from the job trace instead of drawn ones."""
+    loss: float
+    duplicates: float
+    gossip_loss: float
+    delay_s: float
+    """Mean of the usual, exponential delay."""
+    slow: float
+    """The share of messages that take up to *slow_s* instead."""
+    slow_s: float
+    clogs: float
+    partitions: float
+    crashes: float
+    deaths: float
+    """The share of crashes from which a node never returns."""
+    stalls: float
+    """A node stops handling anything for a while; its clock does not stop."""
+    surges: float
+    """The owner's own load comes and goes."""
+    drift: float
+    """Clock rates lie within 1 ± this."""
+    wall_skew_s: float
+    wire: float
+    """The share of messages that really pass the codec."""
+    runs_lost: float
+    """The share of runs that end by no fault of the task."""
+    cancels: float
+    resubmits: float
+
+    @property
+    def is_calm(self) -> bool:
+        """Nothing at all goes wrong: then every task that fits somewhere must be done."""
+        rates = (
+            self.loss,
+            self.gossip_loss,
+            self.slow,
+            self.clogs,
+            self.partitions,
+            self.crashes,
+            self.stalls,
+            self.surges,
+            self.runs_lost,
+            self.cancels,
+        )
+        return self.byzantine == 0 and not any(rates)
+
+
+def draw(seed: int) -> Options:
+    """The options of *seed*."""
+    rng = stream(seed, "options")
+    nodes = _draw_nodes(rng)
+    options = Options(
+        seed=seed,
+        nodes=nodes,
+        byzantine=rng.randint(1, (nodes - 1) // 3) if nodes >= 4 and rng.random() < 0.35 else 0,
+        policy=_draw_policy(rng),
+        chaos_s=rng.uniform(60.0, 240.0),
+        tasks=rng.randint(2, 4 + 2 * min(nodes, 12)),
+        is_traced=rng.random() < 0.5,
+        loss=_maybe(rng, 0.6, 0.3),
+        duplicates=_maybe(rng, 0.5, 0.5),
+        gossip_loss=_maybe(rng, 0.4, 0.5),
+        delay_s=10 ** rng.uniform(-3.0, -0.7),
+        slow=_maybe(rng, 0.5, 0.15),
+        slow_s=rng.choice((1.0, 3.0, 10.0, 40.0)),
+        clogs=_maybe(rng, 0.4, 4.0),
+        partitions=_maybe(rng, 0.5, 2.0),
+        crashes=_maybe(rng, 0.5, 2.0),
+        deaths=_maybe(rng, 0.4, 0.4),
+        stalls=_maybe(rng, 0.4, 2.0),
+        surges=_maybe(rng, 0.4, 4.0),
+        drift=_maybe(rng, 0.6, 0.005),
+        wall_skew_s=_maybe(rng, 0.5, 120.0),
+        wire=rng.choice((0.0, 0.1, 1.0)),
+        runs_lost=_maybe(rng, 0.4, 0.2),
+        cancels=_maybe(rng, 0.4, 0.2),
+        resubmits=_maybe(rng, 0.4, 0.3),
+    )
+    return calm(options) if rng.random() < 0.05 else options
+
+
+def calm(options: Options) -> Options:
+    """The same mesh on a good day."""
+    return evolve(
+        options,
+        byzantine=0,
+        policy=Policy(),
+        nodes=max(3, options.nodes),
+        loss=0.0,
+        gossip_loss=0.0,
+        delay_s=min(0.03, options.delay_s),
+        slow=0.0,
+        clogs=0.0,
+        partitions=0.0,
+        crashes=0.0,
+        stalls=0.0,
+        surges=0.0,
+        runs_lost=0.0,
+        cancels=0.0,
+    )
+
+
+def _maybe(rng: Random, chance: float, most: float) -> float:
+    """Zero, or with *chance* something up to *most*. Draws the same number of times either way."""
+    value = rng.uniform(most / 50, most)
+    return value if rng.random() < chance else 0.0
+
+
+def _draw_nodes(rng: Random) -> int:
+    if rng.random() < 0.02:
+        return rng.randint(13, 40)
+    return min(rng.randint(2, 12), rng.randint(3, 12))
+
+
+def _draw_policy(rng: Random) -> Policy:
+    """Mostly the defaults; sometimes bounds so tight that they are really reached."""
+    policy = Policy()
+    if rng.random() < 0.3:
+        policy = evolve(policy, ttl_ms=rng.choice((6_000, 30_000)))
+    if rng.random() < 0.3:
+        policy = evolve(
+            policy,
+            candidates=2,
+            candidates_wide=4,
+            candidates_at_random=1,
+            offers_max=rng.randint(2, 6),
+            tasks_open_max=rng.randint(2, 6),
+            tasks_ended_max=rng.randint(1, 4),
+            holds_max=rng.randint(1, 3),
+            tenancies_max=rng.randint(1, 3),
+            allocs_max=rng.randint(2, 8),
+        )
+    return policy

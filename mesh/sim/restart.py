@@ -1,0 +1,65 @@
+"""What a node does with its disk when it starts: the same as mesh/node.py, from simulated files."""
+
+from __future__ import annotations
+
+from random import Random
+
+from ledger.chain import Head
+from ledger.model import Entry, Kind
+from mesh.ids import TaskId
+from mesh.kernel import Kernel
+from mesh.market.bidding import Shop
+from mesh.market.order import TaskRecord
+from mesh.market.policy import Policy
+from mesh.sansio import Identity
+from mesh.sim.disk import Contents
+
+NET = b"mesh-sim"
+"""The network's name in every entry."""
+
+
+def restore(
+    identity: Identity,
+    policy: Policy,
+    rng: Random,
+    contents: Contents,
+    *,
+    epoch: int,
+    epoch_ms: int,
+    shop: Shop,
+) -> Kernel:
+    """A kernel that takes up where the disk left off."""
+    entries = [Entry.decode(data) for data in contents.entries]
+    return Kernel(
+        identity,
+        policy,
+        rng,
+        head=Head.after(entries[-1]) if entries else Head.start(identity.peer, NET),
+        records=_recent(list(contents.records.values()), policy),
+        tenancies=tuple(contents.tenancies.values()),
+        allocs=open_allocs(entries),
+        epoch=epoch,
+        epoch_ms=epoch_ms,
+        shop=shop,
+    )
+
+
+def open_allocs(entries: list[Entry]) -> dict[tuple[TaskId, int], Entry]:
+    """The awards of a chain that nothing has closed, by task and fence."""
+    allocs: dict[bytes, Entry] = {}
+    for entry in entries:
+        if entry.content.kind is Kind.ALLOC:
+            allocs[entry.id] = entry
+        else:
+            del allocs[entry.content.deal.ref]
+    return {
+        (TaskId(entry.content.deal.nonce), entry.content.deal.fence): entry
+        for entry in allocs.values()
+    }
+
+
+def _recent(records: list[TaskRecord], policy: Policy) -> tuple[TaskRecord, ...]:
+    """All open tasks, and as many ended ones as are kept in memory."""
+    ended = [record for record in records if record.state.is_final]
+    forgotten = {record.order.task for record in ended[: -policy.tasks_ended_max]}
+    return tuple(record for record in records if record.order.task not in forgotten)
