@@ -21,10 +21,11 @@ from mesh.market import scoring
 from mesh.market.announcing import Announcer
 from mesh.market.auctioneer import Auctioneer
 from mesh.market.bidding import Shop
+from mesh.market.lease import Clock
 from mesh.market.offers import OfferBook
 from mesh.market.order import TaskRecord
 from mesh.market.policy import Policy
-from mesh.market.tenancy import Clock, Tenancies
+from mesh.market.tenancy import Tenancies
 from mesh.messages import (
     Accepted,
     Ask,

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from attrs import frozen
 
 from mesh.ids import EntryId, PeerId, TaskId
-from mesh.market.order import Answer, State
+from mesh.market.order import Answer, State, TaskRecord
 from mesh.messages import Offer, Result
 
 
@@ -90,3 +90,16 @@ class Hosted:
 Notice: TypeAlias = (
     OfferHeard | OfferAged | Asked | Answered | Awarded | Moved | Progressed | Hosted
 )
+
+
+def moved(record: TaskRecord) -> Moved:
+    """The notice of a record's new state."""
+    return Moved(
+        task=record.order.task,
+        state=record.state,
+        fence=record.fence,
+        executor=record.executor,
+        reason=record.reason,
+        result=record.result,
+        settle=record.settle,
+    )

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from random import Random
-from statistics import median
 
-from attrs import Factory, define, evolve, frozen
+from attrs import evolve
 
 from ledger.chain import Head
 from ledger.keys import terms_message
@@ -25,11 +24,21 @@ from mesh.errors import PeerError
 from mesh.ids import EntryId, PeerId, TaskId, short_peer
 from mesh.market import terms as contract
 from mesh.market.accounts import Accounts, Key
-from mesh.market.offers import Heard, OfferBook, why_unfit
-from mesh.market.order import Answer, Order, State, TaskRecord, with_answer, with_verdict
+from mesh.market.lease import Clock
+from mesh.market.offers import Heard, OfferBook
+from mesh.market.order import (
+    Answer,
+    Order,
+    State,
+    TaskRecord,
+    bid_answer,
+    refusal_answer,
+    with_answer,
+    with_verdict,
+)
 from mesh.market.policy import Policy
-from mesh.market.scoring import Calibration, score, tie_break, virtual_deadline
-from mesh.market.tenancy import Clock
+from mesh.market.sale import Sale, Sealed, ask_for, most_pressing, why_no_bid
+from mesh.market.scoring import Calibration, score
 from mesh.messages import (
     Accepted,
     Ask,
@@ -44,7 +53,7 @@ from mesh.messages import (
     Renewed,
     Revoked,
 )
-from mesh.notices import Answered, Asked, Awarded, Moved, Progressed
+from mesh.notices import Answered, Asked, Awarded, Progressed, moved
 from mesh.sansio import (
     Action,
     Identity,
@@ -56,39 +65,6 @@ from mesh.sansio import (
 )
 
 _URGENT_S = 1_800.0
-
-
-@frozen
-class Sealed:
-    """A bid of the current round, its price and what it is worth to the buyer, µcr."""
-
-    bid: Bid
-    price: int
-    worth: int
-
-
-@define
-class Sale:
-    """What is in motion about one open task; rebuilt after a restart."""
-
-    deadline_at: float
-    asked: tuple[PeerId, ...] = ()
-    bids: dict[PeerId, Sealed] = Factory(dict)
-    refused: set[PeerId] = Factory(set)
-    busy: set[PeerId] = Factory(set)
-    """Who refused for lack of room: their next offer is worth another ask."""
-    opened_at: float = -1e9
-    closes_at: float = 0.0
-    misses: int = 0
-    """Rounds in a row without an award that held."""
-    winners: int = 0
-    promise: int = 0
-    """The winner's P(on time), thousandths."""
-    avoid: set[PeerId] = Factory(set)
-    granted_until: float = 0.0
-    award: Award | None = None
-    award_until: float = 0.0
-    ask_at: float = 0.0
 
 
 class Auctioneer:
@@ -167,20 +143,10 @@ class Auctioneer:
         room = heard.offer.free
         actions: list[Action] = []
         for task in self._waiting():
-            record, sale = self.records[task], self._sales[task]
-            work = record.order.work
-            if heard.offer.peer in sale.avoid or why_unfit(heard.offer, work):
-                continue
-            is_news = (
-                heard.before is None
-                or heard.offer.peer in sale.busy
-                or why_unfit(heard.before, work) != ""
-                or heard.offer.price < heard.before.price
-            )
-            if not is_news or not work.needs.fits_in(room):
-                continue
-            room -= work.needs
-            actions += self._open_soon(task, now)
+            order = self.records[task].order
+            if order.work.needs.fits_in(room) and self._sales[task].is_news(heard, order):
+                room -= order.work.needs
+                actions += self._open_soon(task, now)
         return actions
 
     # --- the auction ----------------------------------------------------------------------------
@@ -191,7 +157,7 @@ class Auctioneer:
         if sale is None:
             return []
         record = self.records[bid.task]
-        ask = self._ask(record, sale.deadline_at, sale.opened_at)
+        ask = self._ask(record, sale)
         terms = contract.check_bid(bid.terms, ask, seller=peer, buyer=self._identity.peer)
         if not self._identity.verify(peer, terms_message(bid.terms), bid.signature):
             raise PeerError("a bid with a bad signature")
@@ -206,17 +172,7 @@ class Auctioneer:
             factor=self.calibration.factor(peer),
         )
         sale.bids[peer] = Sealed(bid, terms.reserve, worth)
-        answer = Answer(
-            round=bid.round,
-            peer=peer,
-            price=terms.reserve,
-            p_on_time=bid.p_on_time,
-            finish_ms=finish.q50,
-            score=max(0, worth),
-            is_bid=True,
-            reason=bid.reason,
-            verdict="",
-        )
+        answer = bid_answer(peer, bid, terms.reserve, worth)
         return [*self._note(record, answer), *self._close_if_complete(bid.task, now)]
 
     def refusal(self, peer: PeerId, refusal: Refusal, now: float) -> list[Action]:
@@ -227,17 +183,7 @@ class Auctioneer:
         sale.refused.add(peer)
         if refusal.may_change:
             sale.busy.add(peer)
-        answer = Answer(
-            round=refusal.round,
-            peer=peer,
-            price=0,
-            p_on_time=0,
-            finish_ms=0,
-            score=0,
-            is_bid=False,
-            reason=refusal.reason,
-            verdict="refused",
-        )
+        answer = refusal_answer(peer, refusal)
         record = self.records[refusal.task]
         return [*self._note(record, answer), *self._close_if_complete(refusal.task, now)]
 
@@ -385,22 +331,11 @@ class Auctioneer:
         return [deadline, WakeAt(sale.ask_at, Woken("ask", order.task, record.round))]
 
     def _waiting(self) -> list[TaskId]:
-        """Waiting tasks by priority and virtual deadline."""
-        open_ = [(task, self.records[task].order, sale) for task, sale in self._sales.items()]
-        if not open_:
-            return []
-        densities = [(order.fee + 1) / max(1, order.work.fuel) for _, order, _ in open_]
-        reference = median(densities)
-        waiting = [
-            (
-                -order.priority,
-                virtual_deadline(sale.deadline_at, order.fee, order.work.fuel, reference),
-                task,
-            )
-            for task, order, sale in open_
-            if self.records[task].state is State.WAITING
+        waiting = {task for task in self._sales if self.records[task].state is State.WAITING}
+        orders = [
+            (self.records[task].order, sale.deadline_at) for task, sale in self._sales.items()
         ]
-        return [task for _, _, task in sorted(waiting)]
+        return most_pressing(orders, waiting)
 
     def _open_soon(self, task: TaskId, now: float) -> list[Action]:
         sale = self._sales[task]
@@ -427,13 +362,10 @@ class Auctioneer:
             why = self._book.why_nobody(record.order.work, sale.avoid)
             sale.avoid.clear()
             return self._wait(task, why, now)
-        sale.asked = tuple(peers)
-        sale.bids, sale.refused, sale.busy = {}, set(), set()
-        sale.winners, sale.award = 0, None
-        sale.opened_at = now
+        sale.open(tuple(peers), now)
         record = evolve(record, state=State.ASKING, round=record.round + 1, reason="auction open")
         self.records[task] = record
-        ask = self._ask(record, sale.deadline_at, now)
+        ask = self._ask(record, sale)
         closes_at = now + self._policy.window_ms / 1000
         return [
             Notify(Asked(task, record.round, sale.asked)),
@@ -441,34 +373,18 @@ class Auctioneer:
             WakeAt(closes_at, Woken("window", task, record.round)),
         ]
 
-    def _ask(self, record: TaskRecord, deadline_at: float, opened_at: float) -> Ask:
-        order = record.order
-        return Ask(
-            task=order.task,
-            round=record.round,
-            work=order.work,
-            priority=order.priority,
-            deadline_ms=int((deadline_at - opened_at) * 1000),
-            fee=order.fee,
-            max_price=order.max_price,
-            ttl_ms=self._policy.ttl_ms,
-            window_ms=self._policy.window_ms,
-        )
+    def _ask(self, record: TaskRecord, sale: Sale) -> Ask:
+        return ask_for(record, sale, ttl_ms=self._policy.ttl_ms, window_ms=self._policy.window_ms)
 
     def _expects(self, peer: PeerId, task: TaskId, round_: int) -> Sale | None:
         """The open auction that *peer* was asked in and has not answered yet."""
         record, sale = self.records.get(task), self._sales.get(task)
         if not record or not sale or record.state is not State.ASKING or record.round != round_:
             return None
-        if peer not in sale.asked or peer in sale.bids or peer in sale.refused:
-            return None
-        return sale
+        return sale if sale.awaits(peer) else None
 
     def _close_if_complete(self, task: TaskId, now: float) -> list[Action]:
-        sale = self._sales[task]
-        if len(sale.bids) + len(sale.refused) < len(sale.asked):
-            return []
-        return self._award_best(task, now)
+        return self._award_best(task, now) if self._sales[task].is_complete else []
 
     def _wait(self, task: TaskId, reason: str, now: float) -> list[Action]:
         """Nobody takes it now: ask again when an offer shows room, or in a while."""
@@ -488,22 +404,12 @@ class Auctioneer:
         record, sale = self.records[task], self._sales[task]
         if sale.bids:
             return self._award_next(task, now)
-        answers = [answer for answer in record.answers if answer.round == record.round]
-        silent = len(sale.asked) - len(answers)
-        reasons = [answer.reason for answer in answers]
-        if silent:
-            reasons.append(f"{silent} did not answer")
-        counted = {reason: reasons.count(reason) for reason in sorted(reasons)}
-        why = " · ".join(f"{count}: {reason}" for reason, count in counted.items())
-        return self._wait(task, f"no bid from {len(sale.asked)} asked ({why})"[:512], now)
+        return self._wait(task, why_no_bid(record, sale)[:512], now)
 
     def _award_next(self, task: TaskId, now: float) -> list[Action]:
         """Award to the best bid that has not declined; after three, a new round."""
         record, sale = self.records[task], self._sales[task]
-        ranking = sorted(
-            sale.bids,
-            key=lambda peer: (-sale.bids[peer].worth, tie_break(task, record.round, peer)),
-        )
+        ranking = sale.ranking(task, record.round)
         if not ranking or sale.winners >= self._policy.winners_max:
             return self._wait(task, "every winner declined", now)
         if self.accounts.is_full:
@@ -608,16 +514,7 @@ class Auctioneer:
     def _move(self, record: TaskRecord) -> list[Action]:
         """Change state, durably and visibly."""
         self.records[record.order.task] = record
-        notice = Moved(
-            task=record.order.task,
-            state=record.state,
-            fence=record.fence,
-            executor=record.executor,
-            reason=record.reason,
-            result=record.result,
-            settle=record.settle,
-        )
-        return [PersistTask(record), Notify(notice)]
+        return [PersistTask(record), Notify(moved(record))]
 
     def _finish(self, task: TaskId, state: State, reason: str) -> list[Action]:
         """End the task; whoever still runs it is told, and paid for what it burnt."""

@@ -11,7 +11,7 @@ from enum import StrEnum
 from attrs import evolve, frozen
 
 from mesh.ids import EntryId, PeerId, TaskId
-from mesh.messages import Result, Work
+from mesh.messages import Bid, Refusal, Result, Work
 
 BIDS_KEPT_MAX = 32
 """Bids and refusals kept on a task's record: the newest win."""
@@ -111,3 +111,33 @@ def with_verdict(record: TaskRecord, peer: PeerId, verdict: str) -> TaskRecord:
         for answer in record.answers
     )
     return evolve(record, answers=answers)
+
+
+def bid_answer(peer: PeerId, bid: Bid, price: int, worth: int) -> Answer:
+    """A bid as it stays on record; *worth* is its score."""
+    return Answer(
+        round=bid.round,
+        peer=peer,
+        price=price,
+        p_on_time=bid.p_on_time,
+        finish_ms=bid.finish_ms.q50,
+        score=max(0, worth),
+        is_bid=True,
+        reason=bid.reason,
+        verdict="",
+    )
+
+
+def refusal_answer(peer: PeerId, refusal: Refusal) -> Answer:
+    """A refusal as it stays on record."""
+    return Answer(
+        round=refusal.round,
+        peer=peer,
+        price=0,
+        p_on_time=0,
+        finish_ms=0,
+        score=0,
+        is_bid=False,
+        reason=refusal.reason,
+        verdict="refused",
+    )

@@ -14,20 +14,18 @@ Rules:
 
 from __future__ import annotations
 
-from enum import Enum
-
-from attrs import Factory, define, evolve, frozen
+from attrs import evolve
 
 from ledger.chain import check_entry
 from ledger.errors import BadEntry
 from ledger.keys import terms_message
 from ledger.model import Entry, Kind, Terms
-from mesh import codec
 from mesh.errors import PeerError
 from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.bidding import NoQuote, Shop, quote
+from mesh.market.lease import Clock, Hold, Phase, Tenancy, restored
 from mesh.market.policy import Policy
-from mesh.market.terms import EMPTY_DIR, EMPTY_FILE, alloc_terms, settle_terms, void_terms
+from mesh.market.terms import alloc_terms, void_terms
 from mesh.messages import (
     Accepted,
     Ask,
@@ -44,7 +42,6 @@ from mesh.messages import (
     Result,
     Revoked,
     Settled,
-    Work,
 )
 from mesh.notices import Hosted
 from mesh.resources.capacity import Capacity
@@ -69,59 +66,6 @@ _RENEWS_OPEN_MAX = 8
 _MODULES_MAX = 64
 
 
-@frozen
-class Clock:
-    """Monotonic seconds to wall-clock milliseconds, for the claims that receipts carry."""
-
-    epoch_ms: int
-
-    def wall_ms(self, now: float) -> int:
-        return self.epoch_ms + int(now * 1000)
-
-
-@frozen
-class Hold:
-    """Capacity kept for a bid."""
-
-    buyer: PeerId
-    ask: Ask
-    bid: Bid
-    sent_at: float
-
-
-class Phase(Enum):
-    RUNNING = "running"
-    PAUSED = "paused"
-    ENDED = "ended"
-
-
-@define
-class Tenancy:
-    """A task that this node hosts."""
-
-    task: TaskId
-    fence: int
-    buyer: PeerId
-    alloc: Entry
-    terms: Terms
-    work: Work | None
-    """None after a restart: nothing runs then, only the answer is outstanding."""
-    ttl_ms: int
-    expires_at: float
-    is_held: bool
-    phase: Phase
-    fuel: int = 0
-    seq: int = 0
-    asked: dict[int, float] = Factory(dict)
-    answer: Done | Lost | None = None
-    resends: int = 0
-    resend_at: float = 0.0
-
-    @property
-    def alloc_id(self) -> EntryId:
-        return EntryId(self.alloc.id)
-
-
 class Tenancies:
     """All tasks this node holds capacity for, hosts, or still answers for."""
 
@@ -144,7 +88,7 @@ class Tenancies:
         self._tenancies: dict[tuple[TaskId, int], Tenancy] = {}
         self._modules: dict[Cid, None] = {}
         for record in saved:
-            tenancy = self._restore(record)
+            tenancy = restored(record, policy.ttl_ms, identity.sign)
             self._tenancies[tenancy.task, tenancy.fence] = tenancy
 
     @property
@@ -257,7 +201,7 @@ class Tenancies:
         self._tenancies[award.task, award.fence] = tenancy
         return [
             AppendEntry(award.entry, is_own=False),
-            self._persist(tenancy),
+            tenancy.record(),
             Send(peer, Accepted(award.task, award.fence)),
             Run(award.task, award.fence, peer, hold.ask.work),
             self._tell(tenancy, "held", f"for {ttl} ms at a time"),
@@ -299,20 +243,14 @@ class Tenancies:
         if isinstance(tenancy.answer, Lost):
             return [*actions, *self._forget(tenancy)]
         if not revoked.is_owed:
-            return [*actions, *self._end(tenancy, self._lost(tenancy, revoked.reason), now)]
+            return [
+                *actions,
+                *self._end(tenancy, tenancy.lost(revoked.reason, self._identity.sign), now),
+            ]
         if isinstance(tenancy.answer, Done):
             return [*actions, *self._send_answer(tenancy, now)]
-        result = Result(
-            status="cancelled",
-            exit_code=0,
-            detail=revoked.reason,
-            fuel=tenancy.fuel,
-            run_ms=0,
-            output=EMPTY_DIR,
-            stdout=EMPTY_FILE,
-            stderr=EMPTY_FILE,
-        )
-        return [*actions, *self._end(tenancy, self._done(tenancy, result, now), now)]
+        done = tenancy.cancelled(revoked.reason, self._clock.wall_ms(now), self._identity.sign)
+        return [*actions, *self._end(tenancy, done, now)]
 
     def settled(self, peer: PeerId, settled: Settled) -> list[Action]:
         """The buyer closed the account. Raises PeerError."""
@@ -351,9 +289,10 @@ class Tenancies:
         if tenancy is None or tenancy.phase is Phase.ENDED:
             return []
         self._learn(tenancy, result)
+        done = tenancy.done(result, self._clock.wall_ms(now), self._identity.sign)
         return [
             self._tell(tenancy, "ended", result.detail or result.status),
-            *self._end(tenancy, self._done(tenancy, result, now), now),
+            *self._end(tenancy, done, now),
         ]
 
     def run_lost(self, task: TaskId, fence: int, reason: str, now: float) -> list[Action]:
@@ -363,7 +302,7 @@ class Tenancies:
             return []
         return [
             self._tell(tenancy, "lost", reason),
-            *self._end(tenancy, self._lost(tenancy, reason), now),
+            *self._end(tenancy, tenancy.lost(reason, self._identity.sign), now),
         ]
 
     # --- time -----------------------------------------------------------------------------------
@@ -478,7 +417,7 @@ class Tenancies:
         if isinstance(answer, Lost):
             tenancy.is_held = False
         self.pool.release(tenancy.task)
-        return [self._persist(tenancy), *self._send_answer(tenancy, now)]
+        return [tenancy.record(), *self._send_answer(tenancy, now)]
 
     def _send_answer(self, tenancy: Tenancy, now: float) -> list[Action]:
         assert tenancy.answer is not None
@@ -491,18 +430,6 @@ class Tenancies:
             Send(tenancy.buyer, tenancy.answer),
             WakeAt(tenancy.resend_at, Woken("answer", tenancy.task, tenancy.fence)),
         ]
-
-    def _done(self, tenancy: Tenancy, result: Result, now: float) -> Done:
-        result = evolve(result, fuel=min(result.fuel, tenancy.terms.fuel))
-        terms = settle_terms(tenancy.terms, tenancy.alloc_id, result, self._clock.wall_ms(now))
-        data = terms.encode()
-        signature = self._identity.sign(terms_message(data))
-        return Done(tenancy.task, tenancy.fence, result, data, signature)
-
-    def _lost(self, tenancy: Tenancy, reason: str) -> Lost:
-        data = void_terms(tenancy.terms, tenancy.alloc_id).encode()
-        signature = self._identity.sign(terms_message(data))
-        return Lost(tenancy.task, tenancy.fence, reason, data, signature)
 
     def _forget(self, tenancy: Tenancy) -> list[Action]:
         del self._tenancies[tenancy.task, tenancy.fence]
@@ -519,34 +446,6 @@ class Tenancies:
         if result.run_ms >= 1_000 and result.fuel > 0:
             seen = result.fuel // result.run_ms
             self.shop = evolve(self.shop, speed=max(1, (3 * self.shop.speed + seen) // 4))
-
-    def _persist(self, tenancy: Tenancy) -> PersistTenancy:
-        return PersistTenancy(
-            task=tenancy.task,
-            fence=tenancy.fence,
-            buyer=tenancy.buyer,
-            alloc=tenancy.alloc.encode(),
-            answer=codec.encode(tenancy.answer) if tenancy.answer else b"",
-        )
-
-    def _restore(self, record: PersistTenancy) -> Tenancy:
-        alloc = Entry.decode(record.alloc)
-        tenancy = Tenancy(
-            task=record.task,
-            fence=record.fence,
-            buyer=record.buyer,
-            alloc=alloc,
-            terms=Terms.decode(alloc.content.terms),
-            work=None,
-            ttl_ms=self._policy.ttl_ms,
-            expires_at=0.0,
-            is_held=False,
-            phase=Phase.ENDED,
-        )
-        answer = codec.decode(record.answer) if record.answer else None
-        assert answer is None or isinstance(answer, Done | Lost)
-        tenancy.answer = answer or self._lost(tenancy, "the node restarted")
-        return tenancy
 
     def _tell(self, tenancy: Tenancy, what: str, reason: str) -> Notify:
         return Notify(Hosted(tenancy.task, tenancy.fence, tenancy.buyer, what, reason))

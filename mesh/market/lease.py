@@ -1,0 +1,131 @@
+"""A tenancy as a value with its papers: what an executor knows of one task it hosts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from attrs import Factory, define, evolve, frozen
+
+from ledger.keys import terms_message
+from ledger.model import Entry, Terms
+from mesh import codec
+from mesh.ids import EntryId, PeerId, TaskId
+from mesh.market.terms import EMPTY_DIR, EMPTY_FILE, settle_terms, void_terms
+from mesh.messages import Ask, Bid, Done, Lost, Result, Work
+from mesh.sansio import PersistTenancy
+
+Sign = Callable[[bytes], bytes]
+
+
+@frozen
+class Clock:
+    """Monotonic seconds to wall-clock milliseconds, for the claims that receipts carry."""
+
+    epoch_ms: int
+
+    def wall_ms(self, now: float) -> int:
+        return self.epoch_ms + int(now * 1000)
+
+
+@frozen
+class Hold:
+    """Capacity kept for a bid."""
+
+    buyer: PeerId
+    ask: Ask
+    bid: Bid
+    sent_at: float
+
+
+class Phase(Enum):
+    """What the run of a tenancy is doing."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    ENDED = "ended"
+
+
+@define
+class Tenancy:
+    """A task that this node hosts, or still answers for."""
+
+    task: TaskId
+    fence: int
+    buyer: PeerId
+    alloc: Entry
+    terms: Terms
+    """Of the ALLOC: what we signed as our bid."""
+    work: Work | None
+    """None after a restart: nothing runs then, only the answer is outstanding."""
+    ttl_ms: int
+    expires_at: float
+    is_held: bool
+    phase: Phase
+    fuel: int = 0
+    seq: int = 0
+    asked: dict[int, float] = Factory(dict)
+    """When each unanswered Renew was sent."""
+    answer: Done | Lost | None = None
+    resends: int = 0
+    resend_at: float = 0.0
+
+    @property
+    def alloc_id(self) -> EntryId:
+        return EntryId(self.alloc.id)
+
+    def done(self, result: Result, wall_ms: int, sign: Sign) -> Done:
+        """The bill for a run that ended."""
+        result = evolve(result, fuel=min(result.fuel, self.terms.fuel))
+        data = settle_terms(self.terms, self.alloc_id, result, wall_ms).encode()
+        return Done(self.task, self.fence, result, data, sign(terms_message(data)))
+
+    def cancelled(self, reason: str, wall_ms: int, sign: Sign) -> Done:
+        """The bill for what was burnt before the buyer took the task back."""
+        result = Result(
+            status="cancelled",
+            exit_code=0,
+            detail=reason,
+            fuel=self.fuel,
+            run_ms=0,
+            output=EMPTY_DIR,
+            stdout=EMPTY_FILE,
+            stderr=EMPTY_FILE,
+        )
+        return self.done(result, wall_ms, sign)
+
+    def lost(self, reason: str, sign: Sign) -> Lost:
+        """Claiming nothing."""
+        data = void_terms(self.terms, self.alloc_id).encode()
+        return Lost(self.task, self.fence, reason, data, sign(terms_message(data)))
+
+    def record(self) -> PersistTenancy:
+        """What a restart must find."""
+        return PersistTenancy(
+            task=self.task,
+            fence=self.fence,
+            buyer=self.buyer,
+            alloc=self.alloc.encode(),
+            answer=codec.encode(self.answer) if self.answer else b"",
+        )
+
+
+def restored(record: PersistTenancy, ttl_ms: int, sign: Sign) -> Tenancy:
+    """The tenancy of *record* after a restart: its run is gone, its answer is not."""
+    alloc = Entry.decode(record.alloc)
+    tenancy = Tenancy(
+        task=record.task,
+        fence=record.fence,
+        buyer=record.buyer,
+        alloc=alloc,
+        terms=Terms.decode(alloc.content.terms),
+        work=None,
+        ttl_ms=ttl_ms,
+        expires_at=0.0,
+        is_held=False,
+        phase=Phase.ENDED,
+    )
+    answer = codec.decode(record.answer) if record.answer else None
+    assert answer is None or isinstance(answer, Done | Lost)
+    tenancy.answer = answer or tenancy.lost("the node restarted", sign)
+    return tenancy

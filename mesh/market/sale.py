@@ -1,0 +1,124 @@
+"""A sale: what is in motion about one open task. Volatile; a restart begins a new one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+
+from attrs import Factory, define, frozen
+
+from mesh.ids import PeerId, TaskId
+from mesh.market.offers import Heard, why_unfit
+from mesh.market.order import Order, TaskRecord
+from mesh.market.scoring import tie_break, virtual_deadline
+from mesh.messages import Ask, Award, Bid
+
+
+@frozen
+class Sealed:
+    """A bid of the current round, its price and what it is worth to the buyer, µcr."""
+
+    bid: Bid
+    price: int
+    worth: int
+
+
+@define
+class Sale:
+    """One open task's auctions and lease, as its auctioneer follows them."""
+
+    deadline_at: float
+    asked: tuple[PeerId, ...] = ()
+    bids: dict[PeerId, Sealed] = Factory(dict)
+    refused: set[PeerId] = Factory(set)
+    busy: set[PeerId] = Factory(set)
+    """Who refused for lack of room: their next offer is worth another ask."""
+    opened_at: float = -1e9
+    misses: int = 0
+    """Rounds in a row without an award that held."""
+    winners: int = 0
+    promise: int = 0
+    """The winner's P(on time), thousandths."""
+    avoid: set[PeerId] = Factory(set)
+    """Who just lost this task."""
+    granted_until: float = 0.0
+    award: Award | None = None
+    award_until: float = 0.0
+    ask_at: float = 0.0
+
+    def open(self, asked: tuple[PeerId, ...], now: float) -> None:
+        """Forget the last round."""
+        self.asked = asked
+        self.bids, self.refused, self.busy = {}, set(), set()
+        self.winners, self.award = 0, None
+        self.opened_at = now
+
+    def awaits(self, peer: PeerId) -> bool:
+        """Whether *peer* was asked in this round and has not answered yet."""
+        return peer in self.asked and peer not in self.bids and peer not in self.refused
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.bids) + len(self.refused) >= len(self.asked)
+
+    def ranking(self, task: TaskId, round_: int) -> list[PeerId]:
+        """Bidders, the best first; the order can be recomputed by anybody who has the bids."""
+        return sorted(
+            self.bids, key=lambda peer: (-self.bids[peer].worth, tie_break(task, round_, peer))
+        )
+
+    def is_news(self, heard: Heard, order: Order) -> bool:
+        """Whether *heard* is a reason to ask again: room or a price that was not there before."""
+        offer, before = heard.offer, heard.before
+        if offer.peer in self.avoid or why_unfit(offer, order.work):
+            return False
+        return (
+            before is None
+            or offer.peer in self.busy
+            or why_unfit(before, order.work) != ""
+            or offer.price < before.price
+        )
+
+
+def ask_for(record: TaskRecord, sale: Sale, *, ttl_ms: int, window_ms: int) -> Ask:
+    """The ask of the record's current round, the same for every candidate."""
+    order = record.order
+    return Ask(
+        task=order.task,
+        round=record.round,
+        work=order.work,
+        priority=order.priority,
+        deadline_ms=int((sale.deadline_at - sale.opened_at) * 1000),
+        fee=order.fee,
+        max_price=order.max_price,
+        ttl_ms=ttl_ms,
+        window_ms=window_ms,
+    )
+
+
+def most_pressing(open_: Iterable[tuple[Order, float]], waiting: set[TaskId]) -> list[TaskId]:
+    """The *waiting* of the *open_* (order, deadline) by priority, then virtual deadline."""
+    orders = list(open_)
+    if not waiting:
+        return []
+    reference = median((order.fee + 1) / max(1, order.work.fuel) for order, _ in orders)
+    ranked = [
+        (
+            -order.priority,
+            virtual_deadline(deadline_at, order.fee, order.work.fuel, reference),
+            order.task,
+        )
+        for order, deadline_at in orders
+        if order.task in waiting
+    ]
+    return [task for _, _, task in sorted(ranked)]
+
+
+def why_no_bid(record: TaskRecord, sale: Sale) -> str:
+    """Counted reasons of a round without a bid, for people."""
+    reasons = [answer.reason for answer in record.answers if answer.round == record.round]
+    silent = len(sale.asked) - len(reasons)
+    reasons += ["did not answer"] * silent
+    counted = {reason: reasons.count(reason) for reason in sorted(reasons)}
+    why = " · ".join(f"{count} {reason}" for reason, count in counted.items())
+    return f"no bid from {len(sale.asked)} asked: {why}"
