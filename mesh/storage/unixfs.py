@@ -289,7 +289,7 @@ def walk(root: Cid, get: Callable[[Cid], bytes]) -> Iterator[Cid]:
 
 def slot_of(name: str, depth: int) -> int:
     """The slot of *name* in a shard *depth* levels below the folder's root."""
-    return _slot(_name_hash(name.encode()), depth)
+    return _slot(_name_hash(name.encode(errors="surrogatepass")), depth)
 
 
 def _slot(hashed: int, depth: int) -> int:
