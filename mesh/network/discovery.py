@@ -90,6 +90,14 @@ class Discovery:
             return
         raise Unavailable(f"{short_peer(peer)} cannot be reached in {self.config.dial_s:g} s")
 
+    async def meet(self, info: PeerInfo) -> None:
+        """Dial somebody whose address was heard, once; failing is no news."""
+        try:
+            with trio.move_on_after(self.config.dial_s):
+                await self.dial(info)
+        except Unavailable:
+            self.tally["meetings_failed"] += 1
+
     async def dial(self, info: PeerInfo) -> None:
         """Connect to a peer at the addresses given, one after the other. Raises Unavailable."""
         network: Any = self.host.get_network()
@@ -167,7 +175,7 @@ class Discovery:
     async def _look_up(self) -> None:
         """Ask for our own neighbourhood: at 0, 1, 3 s after the first contact, then each minute.
 
-        Jitter keeps nodes that start together from asking together: the table serves twelve at once.
+        Jitter keeps nodes that start together from asking together: a table serves twelve at once.
         """
         await self._wait_for_contact()
         waited = 0.0

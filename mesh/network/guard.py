@@ -45,7 +45,7 @@ class _Peer:
 
 @define
 class Guard:
-    """The rates, scores and bans of all peers: at most `max_peers`, the longest unseen forgotten."""
+    """Rates, scores and bans of all peers: at most `max_peers`, the longest unseen forgotten."""
 
     config: GuardConfig = Factory(GuardConfig)
     forgotten: int = 0

@@ -1,9 +1,9 @@
 """What py-libp2p 0.8.1 needs before it may face strangers: one named function per pitfall.
 
 Stock py-libp2p is neither safe (five bytes of garbage end the host) nor fast (a window update per
-read). Every fix first looks whether libp2p is still the one that it was written against; if not, the
-fix is left out, which is logged and counted as `hardening_missing`, and the stock behaviour stays.
-README.md has the table: pitfall, fix, test.
+read). Every fix first looks whether libp2p is still the one that it was written against; if not,
+the fix is left out, which is logged and counted as `hardening_missing`, and the stock behaviour
+stays. README.md has the table: pitfall, fix, test.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from importlib import metadata
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import libp2p.identity.identify.identify as identify_module
 import libp2p.pubsub.gossipsub as gossipsub_module
 import libp2p.pubsub.pubsub as pubsub_module
 import trio
@@ -41,13 +42,16 @@ LIBP2P_VERSION = "0.8.1"
 QUEUE_DEPTH = 1024
 """RPCs that may wait for one gossip peer, and messages for one subscription (stock: 32)."""
 DIAL_HEAD_START_S = 0.02
-"""Pause before the second address of a peer is tried beside the first (stock: 0.25, always waited)."""
+"""Pause before the second address of a peer is dialled too (stock: 0.25, always waited)."""
 RECORD_LIFE_S = 600.0
 """How long a verified peer record is believed without verifying it again."""
 OWN_RECORD_LIFE_S = 5.0
 RECORDS_KEPT = 4096
 GOSSIP_RPC_BYTES = 64 * 1024
 MAX_CONNECTIONS = 256
+MAX_BUFFERED = 32 * 1024 * 1024
+"""Bytes of one connection that nobody has read (two yamux windows at their largest)."""
+MAX_STREAMS_PER_PEER = 512
 
 _log = logging.getLogger("mesh.network")
 _stock: dict[tuple[object, str], Any] = {}
@@ -81,7 +85,8 @@ def contain(tally: Counter[str], what: str) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - libp2p raises anything over a peer's bytes
         tally[f"{what}_contained"] += 1
-        _log.debug("%s: contained %r", what, error)
+        level = logging.ERROR if isinstance(error, AssertionError) else logging.DEBUG
+        _log.log(level, "%s: contained %r", what, error, exc_info=level == logging.ERROR)
 
 
 def contain_stream_failures(host: IHost, tally: Counter[str]) -> None:
@@ -174,7 +179,7 @@ def batch_window_updates(tally: Counter[str]) -> None:
 
 
 def cache_signed_records(tally: Counter[str]) -> None:
-    """Pitfall 2b: each gossip RPC carries a signed peer record, verified and built anew each time."""
+    """Pitfall 2b: each gossip RPC carries a signed peer record, verified and built each time."""
     modules = (gossipsub_module, pubsub_module)
     names = ("maybe_consume_signed_record", "env_to_send_in_RPC")
     if not all(hasattr(module, name) for module in modules for name in names):
@@ -301,7 +306,7 @@ def watchful_connections() -> ConnectionConfig:
 
 
 def only_noise(keys: KeyPair) -> TSecurityOptions:
-    """Pitfall 10a: the default list also offers SECIO and plaintext, and a TLS that others refuse."""
+    """Pitfall 10a: the default also offers SECIO and plaintext, and a TLS that others refuse."""
     return {NOISE: Noise(keys, noise_privkey=create_new_key_pair().private_key)}
 
 
@@ -343,6 +348,27 @@ def free_inbound_slots(host: IHost, tally: Counter[str]) -> None:
         raise SwarmException("the connection has ended")  # what the acceptor expects of a failure
 
     network.upgrade_inbound_raw_conn = upgrade_and_stay
+
+
+def overfull_peers(host: IHost) -> list[ID]:
+    """Beyond the ten: yamux warns of a peer that writes past its window, and keeps the bytes; and
+    it lets a peer open any number of streams. The peers who do either beyond reason.
+    """
+    full: list[ID] = []
+    for connection in host.get_network().get_connections():
+        muxer: Any = connection.muxed_conn
+        held = sum(map(len, getattr(muxer, "stream_buffers", {}).values()))
+        if held > MAX_BUFFERED or len(getattr(muxer, "streams", ())) > MAX_STREAMS_PER_PEER:
+            full.append(muxer.peer_id)
+    return full
+
+
+def name_agent(agent: str, tally: Counter[str]) -> None:
+    """Tell peers by identify what we run; process-wide, as libp2p has it."""
+    if hasattr(identify_module, "AGENT_VERSION"):
+        _replace(identify_module, "AGENT_VERSION", agent)
+    else:
+        _miss(tally, "identify's agent moved")
 
 
 # --- 7: the DHT ---------------------------------------------------------------------------------
@@ -404,10 +430,10 @@ async def open_stream(host: IHost, peer: ID, protocol: str, *, within_s: float) 
 
 
 async def end_stream(stream: INetStream, tally: Counter[str], *, clean: bool) -> None:
-    """Close (*clean*) or reset a stream, also under cancellation: a stream left open is a slot lost.
+    """Close (*clean*) or reset a stream, also under cancellation: one left open is a slot lost.
 
-    A half-closed stream stays in yamux's table until both ends have closed, so after the last byte
-    has been read or written a reset is the sure end.
+    Yamux keeps a closed stream until the other end has closed it too; a reset ends it at once,
+    with whatever is still under way.
     """
     with trio.CancelScope(shield=True), trio.move_on_after(1), contain(tally, "stream_end"):
         if clean:

@@ -32,6 +32,7 @@ from mesh.network.hardening import (
     contain_stream_failures,
     free_inbound_slots,
     harden_library,
+    name_agent,
     only_noise,
     watchful_connections,
 )
@@ -42,13 +43,14 @@ _ANY = {"ip4": "0.0.0.0", "ip6": "::"}  # noqa: S104 - compared with, not bound
 
 
 def build_host(
-    seed: bytes, listen: Sequence[Multiaddr], *, psk: str | None, tally: Counter[str]
+    seed: bytes, listen: Sequence[Multiaddr], *, psk: str | None, agent: str, tally: Counter[str]
 ) -> IHost:
     """A hardened host that does not listen yet. *psk*: 64 hex digits of a private mesh, or None."""
     assert len(seed) == 32
     if psk is not None and not _PSK.fullmatch(psk):
         raise ConfigError("network.psk", "not 64 hex digits", "make one: openssl rand -hex 32")
     harden_library(tally)
+    name_agent(agent, tally)
     _quieten()
     secret = Ed25519PrivateKey.from_bytes(seed)
     keys = KeyPair(secret, secret.get_public_key())
@@ -72,7 +74,7 @@ def build_host(
 async def run_host(
     host: IHost, listen: Sequence[Multiaddr], tally: Counter[str]
 ) -> AsyncIterator[None]:
-    """Listen, and close every connection at the end. Raises ConfigError if no address can be bound."""
+    """Listen; close every connection at the end. Raises ConfigError if an address cannot be."""
     for address in listen:
         _check_free(address)
     async with host.run(list(listen)):

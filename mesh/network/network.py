@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -14,12 +15,13 @@ from libp2p.abc import IHost
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 
-from mesh.ids import PeerId
+from mesh.errors import ConfigError
+from mesh.ids import PeerId, short_peer
 from mesh.network import streams
 from mesh.network.discovery import Discovery
 from mesh.network.gossip import Gossip
 from mesh.network.guard import Guard
-from mesh.network.hardening import contain
+from mesh.network.hardening import contain, overfull_peers
 from mesh.network.host import (
     build_host,
     from_libp2p,
@@ -28,11 +30,15 @@ from mesh.network.host import (
     run_host,
     to_libp2p,
 )
+from mesh.network.mdns import open_mdns
 from mesh.network.requests import Requests
 from mesh.network.streams import Postman
 
+_log = logging.getLogger("mesh.network")
+
 BLOCKS = "/mesh/1/blocks"
 """The request protocol of storage."""
+PATROL_S = 0.5
 FAULT = 3.0
 """Score of one protocol fault: four in quick succession make a ban."""
 
@@ -115,8 +121,16 @@ class Network:
     def penalize(self, peer: PeerId, reason: str) -> None:
         """A protocol fault of *peer*; at the limit it is banned for a while and disconnected."""
         self._tally["faults"] += 1
-        self._tally[f"fault: {reason}"[:64]] += 1
-        if self._guard.fault(peer, FAULT, trio.current_time()):
+        _log.info("fault of %s: %s", short_peer(peer), reason)
+        self._punish(peer, FAULT)
+
+    def ban(self, peer: PeerId, reason: str) -> None:
+        """Ban and disconnect *peer* at once."""
+        _log.warning("banned %s: %s", short_peer(peer), reason)
+        self._punish(peer, self._guard.config.ban_score)
+
+    def _punish(self, peer: PeerId, weight: float) -> None:
+        if self._guard.fault(peer, weight, trio.current_time()):
             self._tally["bans"] += 1
             self._nursery.start_soon(self._disconnect, to_libp2p(peer))
 
@@ -153,7 +167,7 @@ async def open_network(
     tally: Counter[str] = Counter()
     listen = parse_listen(config.listen)
     bootstrap = [parse_dial(text, "network.bootstrap") for text in config.bootstrap]
-    host = build_host(config.seed, listen, psk=config.psk, tally=tally)
+    host = build_host(config.seed, listen, psk=config.psk, agent=config.agent, tally=tally)
     peer = from_libp2p(host.get_id())
     async with run_host(host, listen, tally), trio.open_nursery() as nursery:
         guard = Guard()
@@ -168,6 +182,30 @@ async def open_network(
         gossip = network._gossip = Gossip(host, guard, network.penalize, on_offer, tally)
         host.set_stream_handler(TProtocol(streams.PROTOCOL), postman.receive)
         requests.register()
+        nursery.start_soon(postman.hand_over)
+        nursery.start_soon(_patrol, host, network)
         async with gossip.run(), discovery.run():
+            if config.mdns:
+                nursery.start_soon(_meet_neighbours, network, discovery, config.psk)
             yield network
         nursery.cancel_scope.cancel()
+
+
+async def _patrol(host: IHost, network: Network) -> None:
+    while True:
+        await trio.sleep(PATROL_S)
+        for peer in overfull_peers(host):
+            with contain(network._tally, "patrol"):
+                network.ban(from_libp2p(peer), "held more than its windows or streams")
+
+
+async def _meet_neighbours(network: Network, discovery: Discovery, psk: str | None) -> None:
+    async with open_mdns(network.addresses(), psk, network._tally) as heard:
+        async for text in heard:
+            try:
+                info = parse_dial(text, "mdns")
+            except ConfigError:
+                network._tally["mdns_invalid"] += 1
+                continue
+            if not discovery.is_connected(info.peer_id):
+                await discovery.meet(info)

@@ -1,8 +1,8 @@
 """Requests with an answer: one stream each, at most 1 MiB either way.
 
-A request is one frame; the answer one byte of status and one frame. Own frames rather than
-libp2p's RequestResponse because that leaks its stream when the caller is cancelled and puts no bound
-on one peer's share of the inbound slots.
+A request is one frame; the answer is one frame that begins with a byte of status. Own frames
+rather than libp2p's RequestResponse because that leaks its stream when the caller is cancelled, and
+puts no bound on one peer's share of the inbound slots.
 """
 
 from __future__ import annotations

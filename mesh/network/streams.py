@@ -27,6 +27,8 @@ from mesh.network.host import from_libp2p, to_libp2p
 PROTOCOL = "/mesh/1/messages"
 MAX_FRAME = 64 * 1024
 READ_SIZE = 64 * 1024
+INBOX = 256
+"""Frames read and not yet handed over; the readers wait while it is full."""
 
 LIBP2P_ERRORS = (BaseLibp2pError, trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 """What a stream that breaks raises."""
@@ -71,6 +73,11 @@ class Postman:
     config: OutboxConfig = field(factory=OutboxConfig)
     _outboxes: OrderedDict[PeerId, _Outbox] = field(factory=OrderedDict, init=False)
     _inbound: dict[PeerId, INetStream] = field(factory=dict, init=False)
+    _inbox: trio.MemorySendChannel[tuple[PeerId, bytes]] = field(init=False)
+    _outlet: trio.MemoryReceiveChannel[tuple[PeerId, bytes]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._inbox, self._outlet = trio.open_memory_channel(INBOX)
 
     def send_nowait(self, peer: PeerId, payload: bytes) -> bool:
         """Queue *payload* for *peer*; False (and counted) when it was dropped."""
@@ -157,7 +164,7 @@ class Postman:
         box.bytes = 0
 
     async def _write(self, stream: INetStream, box: _Outbox) -> bool:
-        """Write as much as fits one packet; what was not surely written stays for the next stream."""
+        """Write what fits one packet; what was not surely written stays for the next stream."""
         batch: list[bytes] = []
         size = 0
         for payload in box.frames:
@@ -177,6 +184,18 @@ class Postman:
         return True
 
     # --- in -----------------------------------------------------------------------------------
+
+    async def hand_over(self) -> None:
+        """Call `on_frame` for all that arrives, one at a time; it may raise PeerError, no more.
+
+        A task of its own, outside libp2p's: a broken invariant behind `on_frame` must end the node,
+        not pass for one more bad stream.
+        """
+        async for peer, payload in self._outlet:
+            try:
+                self.on_frame(peer, payload)
+            except PeerError as error:
+                self.punish(peer, str(error))
 
     async def receive(self, stream: INetStream) -> None:
         """Stream handler: the newest stream of a peer replaces the one before."""
@@ -209,7 +228,7 @@ class Postman:
                     self.tally["frames_refused"] += 1
                     return
                 self.tally["frames_received"] += 1
-                self.on_frame(peer, payload)
+                await self._inbox.send((peer, payload))
                 pause = self.guard.delay(peer, len(payload), now)
                 if pause:
                     self.tally["frames_slowed"] += 1
