@@ -105,6 +105,12 @@ def check_link(head: Head, entry: Entry, alloc: Body | None = None) -> Head:
     *alloc* is the body that a SETTLE or VOID refers to. Whether that was resolved before is for
     whoever knows the whole chain: store.py and audit.py.
     """
+    check_order(head, entry)
+    return check_totals(head, entry, alloc)
+
+
+def check_order(head: Head, entry: Entry) -> None:
+    """That *entry* takes the place after *head*. Raises BrokenChain."""
     body = entry.content
     if (body.author, body.net) != (head.author, head.net):
         raise BrokenChain("an entry of another chain")
@@ -114,7 +120,6 @@ def check_link(head: Head, entry: Entry, alloc: Body | None = None) -> Head:
         raise BrokenChain("prev is not the id of the entry before")
     if body.hlc <= head.hlc:
         raise BrokenChain("the clock does not rise")
-    return check_totals(head, entry, alloc)
 
 
 def check_totals(head: Head, entry: Entry, alloc: Body | None = None) -> Head:
