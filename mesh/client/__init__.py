@@ -10,7 +10,11 @@
 Synchronous, over gRPC. Everything that can go wrong is in mesh.client.errors, with a hint.
 """
 
-from mesh.client.connection import Client, connect
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from mesh.client.errors import (
     Ambiguous,
     BadRequest,
@@ -26,7 +30,10 @@ from mesh.client.errors import (
     VerificationFailed,
 )
 from mesh.client.limits import Limits
-from mesh.client.task import Task
+
+if TYPE_CHECKING:
+    from mesh.client.connection import Client, connect
+    from mesh.client.task import Task
 
 __all__ = [
     "Ambiguous",
@@ -46,3 +53,12 @@ __all__ = [
     "VerificationFailed",
     "connect",
 ]
+
+_HEAVY = {"Client": "connection", "connect": "connection", "Task": "task"}
+
+
+def __getattr__(name: str) -> object:
+    """grpc is loaded only by those who talk to a node, so that `mesh --help` stays quick."""
+    if name not in _HEAVY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mesh.client.{_HEAVY[name]}"), name)

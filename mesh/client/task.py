@@ -25,6 +25,8 @@ FINAL = frozenset(
     )
 )
 """States that never change again."""
+_REASONS = 5
+"""Different reasons that are told."""
 
 
 @frozen
@@ -100,12 +102,14 @@ def _broken(record: order_pb2.Task, why: str) -> TaskFailed:
     )
 
 
-def not_placed(record: order_pb2.Task) -> NotPlaced:
+def not_placed(record: order_pb2.Task, goes_on: str = "") -> NotPlaced:
     """Why nobody took it: the candidates' own words, counted, and what would change it."""
-    counted = Counter(answer.reason for answer in record.answers if answer.reason)
-    reasons = tuple(f"{number} × {reason}" for reason, number in counted.most_common(5))
+    counted = Counter(answer.reason for answer in record.answers if not answer.is_bid)
+    reasons = tuple(f"{number} × {reason}" for reason, number in counted.most_common(_REASONS))
     why = " · ".join(reasons) or record.reason or "no peer has an offer that fits"
-    hint = "see mesh peers for what is for sale"
-    if any("price" in reason or "ceiling" in reason for reason in reasons):
-        hint = f"raise --max-price (now {show_money(record.max_price)})"
-    return NotPlaced(f"{record.task_id} was not placed: {why}", hint, reasons=reasons)
+    hints = ["mesh peers shows what is for sale"]
+    if any(reason.startswith("price") for reason in counted):
+        hints = [f"raise --max-price (now {show_money(record.max_price)})"]
+    if goes_on:
+        hints.append(goes_on)
+    return NotPlaced(f"{record.task_id} is not placed: {why}", " · ".join(hints), reasons=reasons)

@@ -1,0 +1,126 @@
+"""Facts as people read them: short names, states, money with its unit. Text only, no printing.
+
+Much of it was written by strangers (reasons, file names), so `clean` stands before every terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mesh import units
+
+Facts = Mapping[str, Any]
+Lines = list[tuple[str, str]]
+
+
+def clean(text: str) -> str:
+    """*text* without anything that could move a cursor or colour a terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def short_task(task: str) -> str:
+    """`t-7f3a2c01`: enough to type."""
+    return task[:10]
+
+
+def short_peer(peer: str) -> str:
+    """`…XnYt7Q`: the end of a peer id, since they all begin alike."""
+    return f"…{peer[-6:]}" if peer else "-"
+
+
+def short_cid(cid: str) -> str:
+    """`bafybe…x5jq3y`."""
+    return f"{cid[:6]}…{cid[-6:]}" if cid else "-"
+
+
+def show_fuel(fuel: int) -> str:
+    """`12,345,678 fuel`."""
+    return f"{fuel:,} fuel"
+
+
+def show_chance(thousandths: int) -> str:
+    """`98 %`: the lower whole percentage, so that no promise looks better than it is."""
+    return f"{thousandths // 10} %"
+
+
+def show_capacity(capacity: Facts | None) -> str:
+    """`1.5 cores · 4 GiB RAM · 20 GiB disk · 2 slots`, or `nothing`."""
+    if capacity is None or not any(capacity.values()):
+        return "nothing"
+    slots = capacity["slots"]
+    return (
+        f"{units.format_cores(capacity['cpu_milli'])} cores"
+        f" · {units.show_size(capacity['memory'])} RAM"
+        f" · {units.show_size(capacity['disk'])} disk"
+        f" · {slots} slot{'' if slots == 1 else 's'}"
+    )
+
+
+def show_cost(task: Facts) -> str:
+    """What was paid, or the ceiling while nothing was."""
+    if task["settle"]:
+        return units.format_money(task["amount"])
+    return f"≤{units.format_money(task['max_price'])}"
+
+
+def bid_lines(answers: Sequence[Facts]) -> Lines:
+    """Bids and refusals with price, promise, reason and verdict."""
+    return [("bid" if answer["is_bid"] else "refusal", show_answer(answer)) for answer in answers]
+
+
+def show_answer(answer: Facts) -> str:
+    """One candidate's answer on one line."""
+    who = short_peer(answer["peer"])
+    if not answer["is_bid"]:
+        return f"{who}  {clean(answer['reason'])}"
+    text = (
+        f"{who}  at most {units.show_money(answer['price'])}"
+        f"  {show_chance(answer['p_on_time'])} on time"
+        f"  in {units.show_duration(answer['finish_ms'])}  ({clean(answer['reason'])})"
+    )
+    return f"{text}  {clean(answer['verdict'])}" if answer["verdict"] else text
+
+
+def task_lines(task: Facts) -> Lines:
+    """A task and what came of it."""
+    lines = [
+        ("task", f"{task['task_id']}  {clean(task['name'])}"),
+        ("state", clean(f"{task['state']}  {task['reason']}").strip()),
+        *bid_lines(task["answers"]),
+    ]
+    if task["executor"]:
+        lines.append(("executor", task["executor"]))
+    if task["moves"]:
+        lines.append(("moves", f"{task['moves']} executors were lost before"))
+    result = task["result"]
+    if result:
+        lines += [
+            ("ended", clean(f"{result['status']}, exit code {result['exit_code']}")),
+            ("fuel", f"{show_fuel(result['fuel'])} in {units.show_duration(result['run_ms'])}"),
+            ("output", result["output"]),
+        ]
+        if result["detail"]:
+            lines.append(("detail", clean(result["detail"])))
+    elif task["fuel"]:
+        lines.append(("fuel", f"{show_fuel(task['fuel'])} so far"))
+    if task["settle"]:
+        ceiling = units.format_money(task["max_price"])
+        lines.append(("cost", f"{units.show_money(task['amount'])} of at most {ceiling}"))
+        lines.append(("receipt", task["settle"]))
+    return lines
+
+
+def totals(tasks: Sequence[Facts]) -> str:
+    """`3 tasks: 1 waiting, 1 running, 1 done, 0 failed`."""
+    groups = {
+        "waiting": ("waiting", "asking", "awarded"),
+        "running": ("running",),
+        "done": ("done",),
+        "failed": ("failed", "cancelled"),
+    }
+    counts = [
+        f"{sum(task['state'] in states for task in tasks)} {name}"
+        for name, states in groups.items()
+    ]
+    return f"{len(tasks)} task{'' if len(tasks) == 1 else 's'}: {', '.join(counts)}"
