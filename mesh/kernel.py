@@ -50,6 +50,7 @@ from mesh.resources.capacity import Capacity
 from mesh.sansio import (
     Action,
     CancelRequested,
+    Collected,
     Event,
     Identity,
     LoadSampled,
@@ -204,6 +205,8 @@ class Kernel:
                 return self._tenancies.run_ended(task, fence, result, now)
             case RunLost(task, fence, reason):
                 return self._tenancies.run_lost(task, fence, reason, now)
+            case Collected(task, fence, reason):
+                return self._auctioneer.collected(task, fence, reason, now)
             case Woken():
                 return self._wake(event, now)
             case _:

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from attrs import frozen
 
-from mesh.ids import PeerId, TaskId
+from mesh.ids import Cid, PeerId, TaskId
 from mesh.market.order import Order, TaskRecord
 from mesh.messages import Message, Result, SignedOffer, Work
 from mesh.notices import Notice
@@ -105,6 +105,15 @@ class RunLost:
     reason: str
 
 
+@frozen
+class Collected:
+    """What a Collect asked for is here, whole and verified; or, with a *reason*, is not."""
+
+    task: TaskId
+    fence: int
+    reason: str
+
+
 Timer: TypeAlias = Literal[
     "window",
     "award",
@@ -139,6 +148,7 @@ Event: TypeAlias = (
     | RunProgressed
     | RunEnded
     | RunLost
+    | Collected
     | Woken
 )
 
@@ -231,6 +241,16 @@ class StopRun:
 
 
 @frozen
+class Collect:
+    """Fetch what a run left from its *executor*, and keep it. Ends in Collected."""
+
+    task: TaskId
+    fence: int
+    executor: PeerId
+    roots: tuple[Cid, ...]
+
+
+@frozen
 class Penalize:
     """A peer broke the protocol: its fault is counted against it."""
 
@@ -264,6 +284,7 @@ Action: TypeAlias = (
     | PauseRun
     | ContinueRun
     | StopRun
+    | Collect
     | Penalize
     | Notify
     | WakeAt

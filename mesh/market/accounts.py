@@ -59,16 +59,21 @@ class Accounts:
         self._allocs[key] = entry
         return entry, AppendEntry(entry.encode(), is_own=True)
 
-    def settle(self, peer: PeerId, done: Done, wall_ms: int) -> tuple[Terms, Entry, list[Action]]:
-        """Pay for a run that ended. Raises PeerError when the seller's terms are wrong."""
-        key = (done.task, done.fence)
-        alloc = self._allocs[key]
+    def check(self, peer: PeerId, done: Done) -> Terms:
+        """The SETTLE terms of an open award. Raises PeerError when they do not follow from it."""
+        alloc = self._allocs[done.task, done.fence]
         terms = contract.check_settle(
             done.terms, Terms.decode(alloc.content.terms), EntryId(alloc.id), done.result
         )
-        entry, actions = self._close(
-            chain.settle, key, peer, done.terms, done.signature, alloc, wall_ms
-        )
+        if not self._identity.verify(peer, terms_message(done.terms), done.signature):
+            raise PeerError("settle terms with a bad signature")
+        return terms
+
+    def settle(self, peer: PeerId, done: Done, wall_ms: int) -> tuple[Terms, Entry, list[Action]]:
+        """Pay for a run whose bill `check` has passed."""
+        key = (done.task, done.fence)
+        terms = Terms.decode(done.terms)
+        entry, actions = self._close(chain.settle, key, peer, done.terms, done.signature, wall_ms)
         return terms, entry, actions
 
     def void(self, peer: PeerId, given_up: Declined | Lost, wall_ms: int) -> list[Action]:
@@ -79,7 +84,9 @@ class Accounts:
             return []
         data = given_up.void_terms
         contract.check_void(data, Terms.decode(alloc.content.terms), EntryId(alloc.id))
-        _, actions = self._close(chain.void, key, peer, data, given_up.signature, alloc, wall_ms)
+        if not self._identity.verify(peer, terms_message(data), given_up.signature):
+            raise PeerError("void terms with a bad signature")
+        _, actions = self._close(chain.void, key, peer, data, given_up.signature, wall_ms)
         return actions
 
     def closing(self, key: Key) -> Settled | None:
@@ -94,15 +101,12 @@ class Accounts:
         peer: PeerId,
         terms: bytes,
         signature: bytes,
-        alloc: Entry,
         wall_ms: int,
     ) -> tuple[Entry, list[Action]]:
-        if not self._identity.verify(peer, terms_message(terms), signature):
-            raise PeerError("closing terms with a bad signature")
+        alloc = self._allocs.pop(key)
         self.head, entry = close(
             self.head, terms, signature, alloc=alloc, wall_ms=wall_ms, sign=self._identity.sign
         )
-        del self._allocs[key]
         data = entry.encode()
         self._closings[key] = data
         if len(self._closings) > CLOSINGS_MAX:

@@ -56,6 +56,7 @@ from mesh.messages import (
 from mesh.notices import Answered, Asked, Awarded, Progressed, moved
 from mesh.sansio import (
     Action,
+    Collect,
     Identity,
     Notify,
     PersistTask,
@@ -232,22 +233,28 @@ class Auctioneer:
         record = self._current(peer, done.task, done.fence)
         if record is None or not self.accounts.is_open(key):
             return [self._revoke(peer, done.task, done.fence)]
-        terms, entry, actions = self.accounts.settle(peer, done, self._clock.wall_ms(now))
-        self.records[done.task] = settled = evolve(
-            record,
-            amount=terms.amount,
-            settle=EntryId(entry.id),
-            result=done.result,
-            fuel=done.result.fuel,
-        )
-        if settled.state.is_final:
-            return [PersistTask(settled), *actions]
-        sale = self._sales[done.task]
-        self.calibration.record(peer, sale.promise, was_kept=now <= sale.deadline_at)
-        state = State.DONE if done.result.status == "exited" else State.FAILED
-        reason = done.result.detail or f"exit code {done.result.exit_code}"
-        # The entry is appended before anything is sent: a settled task is settled for good.
-        return [actions[0], *self._finish(done.task, state, reason), *actions[1:]]
+        self.accounts.check(peer, done)
+        sale = self._sales.get(done.task)
+        if sale is None:  # taken back while it ran: only the bill is left
+            return self._settle(record, done, now)
+        if sale.done is not None:
+            return []
+        sale.done = done
+        roots = (done.result.output, done.result.stdout, done.result.stderr)
+        return [Collect(done.task, done.fence, peer, roots), self._grant(done.task, now)]
+
+    def collected(self, task: TaskId, fence: int, reason: str, now: float) -> list[Action]:
+        """The results are here: pay, and end the task. If not, the executor will say Done again."""
+        record, sale = self.records.get(task), self._sales.get(task)
+        if not record or not sale or not sale.done or sale.done.fence != fence:
+            return []
+        done, sale.done = sale.done, None
+        if record.fence != fence or record.state not in (State.AWARDED, State.RUNNING):
+            return []
+        if reason:
+            self.records[task] = evolve(record, reason=f"results not here yet: {reason}"[:512])
+            return []
+        return self._settle(record, done, now)
 
     def lost(self, peer: PeerId, lost: Lost, now: float) -> list[Action]:
         """The executor gave it up: free the money and auction it again at once."""
@@ -482,6 +489,7 @@ class Auctioneer:
         record, sale = self.records[task], self._sales[task]
         assert record.executor is not None
         sale.avoid = {record.executor}
+        sale.done = None
         lost = evolve(
             record,
             state=State.WAITING,
@@ -491,6 +499,27 @@ class Auctioneer:
             reason=f"lost by {short_peer(record.executor)}: {reason}"[:512],
         )
         return [*self._move(lost), *self._open(task, now)]
+
+    def _settle(self, record: TaskRecord, done: Done, now: float) -> list[Action]:
+        """Pay for a run, and end its task unless it has ended already."""
+        task, executor = done.task, record.executor
+        assert executor is not None
+        terms, entry, paid = self.accounts.settle(executor, done, self._clock.wall_ms(now))
+        settled = evolve(
+            record,
+            amount=terms.amount,
+            settle=EntryId(entry.id),
+            result=done.result,
+            fuel=done.result.fuel,
+        )
+        self.records[task] = settled
+        if settled.state.is_final:
+            return [*paid, PersistTask(settled)]
+        sale = self._sales[task]
+        self.calibration.record(executor, sale.promise, was_kept=now <= sale.deadline_at)
+        state = State.DONE if done.result.status == "exited" else State.FAILED
+        reason = done.result.detail or f"exit code {done.result.exit_code}"
+        return [*paid, *self._finish(task, state, reason)]
 
     def _revoke(self, peer: PeerId, task: TaskId, fence: int) -> Action:
         """Why *peer* holds nothing, and whether it is owed for what it burnt."""

@@ -11,7 +11,7 @@ from ledger.keys import terms_message
 from ledger.model import Entry, Terms
 from mesh import codec
 from mesh.ids import EntryId, PeerId, TaskId
-from mesh.market.terms import EMPTY_DIR, EMPTY_FILE, settle_terms, void_terms
+from mesh.market.terms import CANCELLED, EMPTY_DIR, EMPTY_FILE, settle_terms, void_terms
 from mesh.messages import Ask, Bid, Done, Lost, Result, Work
 from mesh.sansio import PersistTenancy
 
@@ -83,7 +83,7 @@ class Tenancy:
     def cancelled(self, reason: str, wall_ms: int, sign: Sign) -> Done:
         """The bill for what was burnt before the buyer took the task back."""
         result = Result(
-            status="cancelled",
+            status=CANCELLED,
             exit_code=0,
             detail=reason,
             fuel=self.fuel,

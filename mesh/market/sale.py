@@ -11,7 +11,7 @@ from mesh.ids import PeerId, TaskId
 from mesh.market.offers import Heard, why_unfit
 from mesh.market.order import Order, TaskRecord
 from mesh.market.scoring import tie_break, virtual_deadline
-from mesh.messages import Ask, Award, Bid
+from mesh.messages import Ask, Award, Bid, Done
 
 
 @frozen
@@ -45,12 +45,14 @@ class Sale:
     award: Award | None = None
     award_until: float = 0.0
     ask_at: float = 0.0
+    done: Done | None = None
+    """The bill of a run whose results are being collected."""
 
     def open(self, asked: tuple[PeerId, ...], now: float) -> None:
         """Forget the last round."""
         self.asked = asked
         self.bids, self.refused, self.busy = {}, set(), set()
-        self.winners, self.award = 0, None
+        self.winners, self.award, self.done = 0, None, None
         self.opened_at = now
 
     def awaits(self, peer: PeerId) -> bool:

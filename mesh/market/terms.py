@@ -14,11 +14,14 @@ from ledger.model import Terms, amount_of, reserve_of
 from mesh.errors import PeerError
 from mesh.ids import DAG_PB, RAW, EntryId, PeerId, cid_of
 from mesh.messages import Ask, Result
-from mesh.runtime.manifest import METER, exit_status
+from mesh.runtime.manifest import METER, STATUSES, exit_status
 
 UNIT = "uC/Gfuel"
 EMPTY_FILE = cid_of(RAW, b"")
 EMPTY_DIR = cid_of(DAG_PB, b"\x0a\x02\x08\x01")
+CANCELLED = "cancelled"
+"""The status of a run that its buyer took back; beside runtime.manifest.STATUSES."""
+CANCELLED_EXIT = 254
 VOID_EXIT = 255
 """The exit of terms under which nothing ran to an end."""
 
@@ -61,7 +64,7 @@ def settle_terms(alloc: Terms, alloc_id: EntryId, result: Result, wall_ms: int) 
         alloc,
         outputs=(result.output, result.stdout, result.stderr),
         fuel=min(result.fuel, alloc.fuel),
-        exit=exit_status(result.status, result.exit_code),
+        exit=_exit(result),
         end_ms=max(wall_ms, alloc.start_ms),
         ref=alloc_id,
     )
@@ -93,6 +96,8 @@ def check_bid(data: bytes, ask: Ask, *, seller: PeerId, buyer: PeerId) -> Terms:
 
 def check_settle(data: bytes, alloc: Terms, alloc_id: EntryId, result: Result) -> Terms:
     """SETTLE terms, if they follow from the ALLOC and the result. Raises PeerError."""
+    if result.status not in (*STATUSES, CANCELLED):
+        raise PeerError("a result of unknown status")
     terms = _decode(data)
     if terms != evolve(settle_terms(alloc, alloc_id, result, 0), end_ms=terms.end_ms):
         raise PeerError("settle terms that do not follow from the award and the result")
@@ -107,6 +112,12 @@ def check_void(data: bytes, alloc: Terms, alloc_id: EntryId) -> Terms:
     if terms != void_terms(alloc, alloc_id):
         raise PeerError("void terms that are not those of the award")
     return terms
+
+
+def _exit(result: Result) -> int:
+    if result.status == CANCELLED:
+        return CANCELLED_EXIT
+    return exit_status(result.status, result.exit_code)
 
 
 def _decode(data: bytes) -> Terms:

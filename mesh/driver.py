@@ -1,0 +1,122 @@
+"""The driver: runs the kernel under trio. The other shell is mesh/sim.
+
+One task owns the kernel; everybody else posts events into a bounded inbox. Events that wait are
+handled together: what they persist is committed once, before any of their sends. Timers are a heap.
+The last events are kept as the black box: what replays a crash.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
+from typing import Protocol, TypeAlias
+
+import trio
+from trio import TaskStatus
+
+from mesh.sansio import (
+    Action,
+    AppendEntry,
+    Event,
+    ForgetTenancy,
+    PersistTask,
+    PersistTenancy,
+    Started,
+    WakeAt,
+    Woken,
+)
+
+INBOX_MAX = 4_096
+BATCH_MAX = 64
+BLACK_BOX_MAX = 4_096
+
+Durable: TypeAlias = PersistTask | PersistTenancy | ForgetTenancy | AppendEntry
+
+
+class Core(Protocol):
+    """What is driven."""
+
+    def handle(self, event: Event, now: float) -> list[Action]: ...
+
+
+class Driver:
+    """The one writer of a kernel."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._inbox, self._events = trio.open_memory_channel[Event](INBOX_MAX)
+        self._timers: list[tuple[float, int, Woken]] = []
+        self._order = count()
+        self.dropped = 0
+        """Events of peers refused because the inbox was full."""
+        self.black_box: deque[tuple[float, Event]] = deque(maxlen=BLACK_BOX_MAX)
+
+    async def post(self, event: Event) -> None:
+        """Queue an event; waits while the inbox is full."""
+        await self._inbox.send(event)
+
+    def post_nowait(self, event: Event) -> bool:
+        """Queue an event that may be lost, such as a peer's message; False when it was."""
+        try:
+            self._inbox.send_nowait(event)
+        except trio.WouldBlock:
+            self.dropped += 1
+            return False
+        return True
+
+    async def drive(
+        self,
+        *,
+        persist: Callable[[Sequence[Durable]], Awaitable[None]],
+        perform: Callable[[Action], None],
+        task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run for ever. *persist* returns when it is on disk; *perform* never waits."""
+        await self._turn([Started()], persist, perform)
+        task_status.started()
+        while True:
+            await self._turn(await self._wait(), persist, perform)
+
+    async def _wait(self) -> list[Event]:
+        """The next events: a due timer's, or what the inbox holds."""
+        deadline = self._timers[0][0] if self._timers else math.inf
+        events: list[Event] = []
+        with trio.move_on_at(deadline):
+            events.append(await self._events.receive())
+        while self._timers and self._timers[0][0] <= trio.current_time():
+            events.append(heapq.heappop(self._timers)[2])
+        while len(events) < BATCH_MAX:
+            try:
+                events.append(self._events.receive_nowait())
+            except trio.WouldBlock:
+                break
+        return events
+
+    async def _turn(
+        self,
+        events: Sequence[Event],
+        persist: Callable[[Sequence[Durable]], Awaitable[None]],
+        perform: Callable[[Action], None],
+    ) -> None:
+        actions: list[Action] = []
+        for event in events:
+            now = trio.current_time()
+            self.black_box.append((now, event))
+            actions += self._core.handle(event, now)
+        durable: list[Durable] = []
+        effects: list[Action] = []
+        for action in actions:
+            match action:
+                case PersistTask() | PersistTenancy() | ForgetTenancy() | AppendEntry():
+                    durable.append(action)
+                case WakeAt(when, woken):
+                    heapq.heappush(self._timers, (when, next(self._order), woken))
+                case _:
+                    effects.append(action)
+        if durable:
+            await persist(durable)
+        for effect in effects:
+            perform(effect)
