@@ -12,6 +12,7 @@ from typing import Protocol
 import trio
 from attrs import frozen
 
+from mesh.errors import Refused
 from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.order import TaskRecord
 from mesh.messages import Offer
@@ -127,11 +128,16 @@ class Finding:
     detail: str
 
 
+class Exhausted(Refused):
+    """A bound of the node is reached: tasks at a time, space, a quota."""
+
+
 class Door(Protocol):
     """Raises only the tree of mesh.errors. All methods run on the trio thread."""
 
     async def bid(self, request: BidRequest) -> TaskId:
-        """Admit a task. The same idempotency key gives the same task. Raises Refused."""
+        """Admit a task. The same idempotency key gives the same task. Raises Refused,
+        Exhausted where a bound of the node is the reason."""
         ...
 
     def task(self, task: TaskId) -> TaskRecord:
@@ -147,14 +153,17 @@ class Door(Protocol):
     def follow(
         self, task: TaskId | None
     ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Numbered]]:
-        """Notices from now on, of one task or of everything. Bounded: a slow reader sees gaps."""
+        """Notices from now on, of one task or of everything. Bounded: a slow reader sees gaps.
+
+        Followers of everything see every number; the channel ends when the node stops.
+        """
         ...
 
     def status(self) -> NodeView: ...
 
     def peers(self) -> Sequence[PeerView]: ...
 
-    def receipts(self, task: TaskId | None, limit: int) -> Sequence[ReceiptView]:
+    async def receipts(self, task: TaskId | None, limit: int) -> Sequence[ReceiptView]:
         """Newest first."""
         ...
 
