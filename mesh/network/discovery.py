@@ -26,6 +26,8 @@ from mesh.network.hardening import contain, find_all_providers, strict_table
 from mesh.network.host import from_libp2p, to_libp2p
 from mesh.network.known import KnownPeers, load_known, save_known
 
+ADDRESS_LIFE_S = 3600
+
 
 @frozen
 class DiscoveryConfig:
@@ -58,6 +60,7 @@ class Discovery:
     config: DiscoveryConfig = field(factory=DiscoveryConfig)
     known: KnownPeers = field(factory=KnownPeers, init=False)
     _table: KadDHT = field(init=False)
+    _dialling: dict[ID, trio.Event] = field(factory=dict, init=False)
     _met: trio.Event = field(factory=trio.Event, init=False)
 
     @asynccontextmanager
@@ -100,21 +103,33 @@ class Discovery:
 
     async def dial(self, info: PeerInfo) -> None:
         """Connect to a peer at the addresses given, one after the other. Raises Unavailable."""
+        peer = info.peer_id
+        while peer in self._dialling:
+            await self._dialling[peer].wait()
+        if self.is_connected(peer):
+            return
+        self._dialling[peer] = trio.Event()
+        try:
+            problem = await self._try_addresses(info)
+        finally:
+            self._dialling.pop(peer).set()
+        if not self.is_connected(peer):
+            self.tally["dials_failed"] += 1
+            raise Unavailable(f"{str(peer)[-6:]} cannot be reached: {problem}")
+        self.note(peer)
+
+    async def _try_addresses(self, info: PeerInfo) -> str:
         network: Any = self.host.get_network()
         network.unblock_peer(info.peer_id)  # our own backoff replaces libp2p's 60 s of silence
-        last = "no address is known"
+        problem = "no address is known"
         for address in info.addrs:
-            if self.is_connected(info.peer_id):
-                break
             try:
-                network.peerstore.add_addrs(info.peer_id, [address], 120)
+                network.peerstore.add_addrs(info.peer_id, [address], ADDRESS_LIFE_S)
                 await network.dial_addr(address, info.peer_id)
+                break
             except BaseLibp2pError as error:
-                last = str(error.__cause__ or error)
-        if not self.is_connected(info.peer_id):
-            self.tally["dials_failed"] += 1
-            raise Unavailable(f"{str(info.peer_id)[-6:]} cannot be reached: {last}")
-        self.note(info.peer_id)
+                problem = str(error.__cause__ or error)
+        return problem
 
     def is_connected(self, peer: ID) -> bool:
         """Is there a connection to *peer* that is not closed?"""
@@ -137,7 +152,10 @@ class Discovery:
         except KeyError:  # libp2p's PeerStoreError: unknown, or its time is up
             stored = []
         known = self.known.addresses_of(from_libp2p(peer))
-        return [Multiaddr(t) for t in dict.fromkeys([*map(_bare, stored), *known])]
+        named = [a for info in self.bootstrap if info.peer_id == peer for a in info.addrs]
+        return [
+            Multiaddr(t) for t in dict.fromkeys([*map(_bare, stored), *map(_bare, named), *known])
+        ]
 
     async def _ask_for(self, peer: ID) -> list[Multiaddr]:
         with contain(self.tally, "find_peer"):

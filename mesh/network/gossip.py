@@ -10,6 +10,7 @@ import trio
 from attrs import define, field
 from libp2p.abc import IHost, ISubscriptionAPI
 from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.tools.anyio_service import background_trio_service
 
@@ -36,6 +37,7 @@ class Gossip:
     tally: Counter[str]
     accepts: Callable[[PeerId, bytes], bool] = lambda _author, _data: True
     """Cheap validity: what it refuses is not passed on, and counts against the forwarder."""
+    router: GossipSub = field(factory=explicit_router)
     _pubsub: SafePubsub = field(init=False)
     _waiting: deque[tuple[PeerId, bytes]] = field(factory=deque, init=False)
     _arrived: trio.Event = field(factory=trio.Event, init=False)
@@ -43,13 +45,12 @@ class Gossip:
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Be subscribed, and call back until the end of the block."""
-        router = explicit_router()
         self._pubsub = SafePubsub(
-            self.host, router, topic=TOPIC, tally=self.tally, admit=self._admit
+            self.host, self.router, topic=TOPIC, tally=self.tally, admit=self._admit
         )
         number_messages_by_clock(self._pubsub, self.tally)
         self._pubsub.set_topic_validator(TOPIC, self._validate, False)
-        async with background_trio_service(self._pubsub), background_trio_service(router):
+        async with background_trio_service(self._pubsub), background_trio_service(self.router):
             await self._pubsub.wait_until_ready()
             subscription = await self._pubsub.subscribe(TOPIC)
             async with trio.open_nursery() as nursery:

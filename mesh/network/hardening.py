@@ -284,7 +284,7 @@ def number_messages_by_clock(pubsub: Pubsub, tally: Counter[str]) -> None:
 def watchful_connections() -> ConnectionConfig:
     """Pitfall 6: a half-open peer is never dropped, and deaf when it returns: ping, and drop.
 
-    Pitfall 10b: the auto-connector dials towards 100 known peers every 30 s: watermarks at zero.
+    Watermarks at zero: discovery decides whom we dial (see also `still_auto_connector`).
     """
     return ConnectionConfig(
         max_connections=MAX_CONNECTIONS,
@@ -308,6 +308,21 @@ def watchful_connections() -> ConnectionConfig:
 def only_noise(keys: KeyPair) -> TSecurityOptions:
     """Pitfall 10a: the default also offers SECIO and plaintext, and a TLS that others refuse."""
     return {NOISE: Noise(keys, noise_privkey=create_new_key_pair().private_key)}
+
+
+def still_auto_connector(host: IHost, tally: Counter[str]) -> None:
+    """Pitfall 10b: the auto-connector dials strangers from the address book at the start, hourly
+    and at every loss, towards the middle of the watermarks, also when the lower one is zero.
+    """
+    connector = getattr(host.get_network(), "auto_connector", None)
+    if not hasattr(connector, "maybe_connect"):
+        _miss(tally, "the auto-connector changed")
+        return
+
+    async def stay() -> None:
+        await trio.lowlevel.checkpoint()
+
+    _set(connector, "maybe_connect", stay)
 
 
 async def close_host(host: IHost, tally: Counter[str], *, within_s: float = 3.0) -> None:
@@ -347,7 +362,7 @@ def free_inbound_slots(host: IHost, tally: Counter[str]) -> None:
         await connection.event_closed.wait()
         raise SwarmException("the connection has ended")  # what the acceptor expects of a failure
 
-    network.upgrade_inbound_raw_conn = upgrade_and_stay
+    _set(network, "upgrade_inbound_raw_conn", upgrade_and_stay)
 
 
 def overfull_peers(host: IHost) -> list[ID]:
@@ -447,6 +462,10 @@ async def end_stream(stream: INetStream, tally: Counter[str], *, clean: bool) ->
 
 def _replace(owner: object, name: str, value: object) -> None:
     _stock.setdefault((owner, name), getattr(owner, name))
+    setattr(owner, name, value)
+
+
+def _set(owner: Any, name: str, value: object) -> None:  # noqa: ANN401 - one libp2p object
     setattr(owner, name, value)
 
 

@@ -16,6 +16,7 @@ from libp2p.abc import IHost
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 from libp2p.custom_types import TProtocol
+from libp2p.network.config import ConnectionConfig
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.rcmgr import new_resource_manager
@@ -34,6 +35,7 @@ from mesh.network.hardening import (
     harden_library,
     name_agent,
     only_noise,
+    still_auto_connector,
     watchful_connections,
 )
 
@@ -43,7 +45,13 @@ _ANY = {"ip4": "0.0.0.0", "ip6": "::"}  # noqa: S104 - compared with, not bound
 
 
 def build_host(
-    seed: bytes, listen: Sequence[Multiaddr], *, psk: str | None, agent: str, tally: Counter[str]
+    seed: bytes,
+    listen: Sequence[Multiaddr],
+    *,
+    psk: str | None,
+    agent: str,
+    tally: Counter[str],
+    connections: ConnectionConfig | None = None,
 ) -> IHost:
     """A hardened host that does not listen yet. *psk*: 64 hex digits of a private mesh, or None."""
     assert len(seed) == 32
@@ -59,7 +67,7 @@ def build_host(
         sec_opt=only_noise(keys),
         muxer_opt={TProtocol(YAMUX): Yamux},
         listen_addrs=listen,
-        connection_config=watchful_connections(),
+        connection_config=connections or watchful_connections(),
         resource_manager=_resources(),
         psk=psk,
         addrs_factory=_advertise,
@@ -67,6 +75,7 @@ def build_host(
     )
     contain_stream_failures(host, tally)
     free_inbound_slots(host, tally)
+    still_auto_connector(host, tally)
     return host
 
 
