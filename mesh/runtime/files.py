@@ -1,84 +1,24 @@
-"""The files a guest sees: folders of this machine, confined, metered and without surprises.
+"""What a guest holds open and what it may write: descriptors over trees, and one quota.
 
-`/in` holds the inputs, read-only; `/out` and `/tmp` are the guest's own and share one quota. A
-path is walked part by part from the root of its tree; a symbolic link is never followed and `..`
-never leaves. All that could tell two machines apart (inodes, times, order, host errors) is
-replaced or kept away. Nobody else touches the trees while the guest runs.
+All that could tell two machines apart (inodes, times, order, this machine's errors) is replaced or
+kept away.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 
-from attrs import define, field, frozen
+from attrs import define
 
 from mesh.runtime.preview1 import APPEND, Errno, Filetype, Open, Rights
+from mesh.runtime.trees import DEPTH_MAX, Denied, Parts, Stat, Tree, on_host
 
 DESCRIPTORS_MAX = 256
 ENTRY_COST = 4096
 """Bytes of quota that every file and folder costs, however empty."""
-PATH_MAX = 1024
-"""Bytes of a path that a guest names."""
-NAME_MAX = 255
-DEPTH_MAX = 12
-"""Folders within folders that a guest may make: keeps every path below the host's limits."""
+ENTRIES_MAX = 100_000
+"""Files and folders that a guest may make: the machine's inodes are its owner's too."""
 OFFSET_MAX = 1 << 62
-
-
-class Denied(Exception):
-    """The call fails, and this is what it answers: the guest's mistake, or its limit."""
-
-    def __init__(self, code: Errno) -> None:
-        super().__init__(code.name)
-        self.code = code
-
-
-class HostFailure(Exception):
-    """This machine failed (disk full, I/O error): no fault of the task, which never hears of it."""
-
-
-Parts = tuple[str, ...]
-
-
-@frozen
-class Tree:
-    """A folder of the guest's: either its own on disk, or a read-only list of named inputs."""
-
-    guest: str
-    base: Path | None
-    entries: Mapping[str, Path] = field(factory=dict)
-
-    @property
-    def is_writable(self) -> bool:
-        return self.base is not None
-
-    def host_path(self, parts: Parts) -> str | None:
-        """Where *parts* lie on this machine; None for the root of the inputs, which is no folder.
-
-        Raises Denied where there is no such input.
-        """
-        if self.base is not None:
-            return os.path.join(self.base, *parts)
-        if not parts:
-            return None
-        if parts[0] not in self.entries:
-            raise Denied(Errno.NOENT)
-        return os.path.join(self.entries[parts[0]], *parts[1:])
-
-
-@frozen
-class Stat:
-    """What a guest may know of a file: nothing that another machine would say otherwise."""
-
-    kind: Filetype
-    size: int
-    name: str
-    """Its place among the trees; inode numbers are made of it."""
 
 
 @define
@@ -118,6 +58,7 @@ class Files:
     def __init__(self, trees: tuple[Tree, ...], quota: int) -> None:
         self.quota = quota
         self.used = 0
+        self.entries = 0
         self.was_refused_space = False
         self.descriptors: dict[int, Descriptor] = {n: Stream(n) for n in range(3)}
         for number, tree in enumerate(trees, 3):
@@ -183,8 +124,9 @@ class Files:
     def open(self, folder: Folder, path: bytes, how: int, rights: int, flags: int) -> int:
         """Open or create; the number of the new descriptor."""
         self._check_room()
-        tree, parts, wants_folder = self._resolve(folder, path)
-        found = self._find(tree, parts)
+        tree = folder.tree
+        parts, wants_folder = tree.resolve(folder.parts, path)
+        found = tree.find(parts)
         if found is None:
             if not how & Open.CREATE:
                 raise Denied(Errno.NOENT)
@@ -222,14 +164,15 @@ class Files:
         access = os.O_RDWR if tree.is_writable else os.O_RDONLY
         path = tree.host_path(parts)
         assert path is not None
-        with _on_host():
+        with on_host():
             mode = access | create | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             handle = os.open(path, mode, 0o600)
         return File(tree, parts, handle, rights & Rights.FILE, flags & APPEND)
 
     def stat(self, folder: Folder, path: bytes) -> Stat:
-        tree, parts, wants_folder = self._resolve(folder, path)
-        found = self._find(tree, parts)
+        tree = folder.tree
+        parts, wants_folder = tree.resolve(folder.parts, path)
+        found = tree.find(parts)
         if found is None:
             raise Denied(Errno.NOENT)
         if wants_folder and found.kind is not Filetype.DIRECTORY:
@@ -241,55 +184,42 @@ class Files:
             case Stream(number=number):
                 return Stat(Filetype.UNKNOWN, 0, f"stream {number}")
             case Folder(tree=tree, parts=parts):
-                return Stat(Filetype.DIRECTORY, 0, _place(tree, parts))
+                return Stat(Filetype.DIRECTORY, 0, tree.place(parts))
             case File(tree=tree, parts=parts, handle=handle):
-                return Stat(Filetype.REGULAR, os.fstat(handle).st_size, _place(tree, parts))
-
-    def list(self, folder: Folder) -> tuple[Stat, ...]:
-        """What lies in *folder*, by name; the names are the last parts of the stats' names."""
-        self._find(folder.tree, folder.parts)
-        path = folder.tree.host_path(folder.parts)
-        if path is None:
-            names = list(folder.tree.entries)
-        else:
-            with _on_host():
-                names = os.listdir(path)
-        found = [
-            self._find(folder.tree, (*folder.parts, n)) for n in sorted(names, key=os.fsencode)
-        ]
-        return tuple(s for s in found if s is not None)
+                return Stat(Filetype.REGULAR, os.fstat(handle).st_size, tree.place(parts))
 
     def make_folder(self, folder: Folder, path: bytes) -> None:
-        tree, parts, _ = self._resolve(folder, path)
-        if self._find(tree, parts) is not None:
+        tree = folder.tree
+        parts, _ = tree.resolve(folder.parts, path)
+        if tree.find(parts) is not None:
             raise Denied(Errno.EXIST)
         self._charge_entry(tree, parts)
-        with _on_host():
+        with on_host():
             os.mkdir(_path_in(tree, parts), 0o700)
 
     def remove_folder(self, folder: Folder, path: bytes) -> None:
         tree, parts, _ = self._resolve_writable(folder, path)
-        found = self._find(tree, parts)
+        found = tree.find(parts)
         if found is None or found.kind is not Filetype.DIRECTORY:
             raise Denied(Errno.NOENT if found is None else Errno.NOTDIR)
         self._check_idle(tree, parts)
-        with _on_host():
+        with on_host():
             os.rmdir(_path_in(tree, parts))
-        self.used -= ENTRY_COST
+        self._discharge_entry(0)
 
     def unlink(self, folder: Folder, path: bytes) -> None:
         """Remove a file. An open one is BUSY: bytes without a name could be neither counted nor
         moved to another machine."""
         tree, parts, wants_folder = self._resolve_writable(folder, path)
-        found = self._find(tree, parts)
+        found = tree.find(parts)
         if found is None or wants_folder:
             raise Denied(Errno.NOENT if found is None else Errno.NOTDIR)
         if found.kind is Filetype.DIRECTORY:
             raise Denied(Errno.ISDIR)
         self._check_idle(tree, parts)
-        with _on_host():
+        with on_host():
             os.unlink(_path_in(tree, parts))
-        self.used -= ENTRY_COST + found.size
+        self._discharge_entry(found.size)
 
     def rename(self, folder: Folder, path: bytes, to_folder: Folder, to_path: bytes) -> None:
         """Move within a tree. Folders with something in them keep their parent (DEPTH_MAX)."""
@@ -297,7 +227,7 @@ class Files:
         to_tree, new, _ = self._resolve_writable(to_folder, to_path)
         if tree is not to_tree:
             raise Denied(Errno.XDEV)
-        source, target = self._find(tree, old), self._find(tree, new)
+        source, target = tree.find(old), tree.find(new)
         if source is None:
             raise Denied(Errno.NOENT)
         if old == new:
@@ -310,10 +240,10 @@ class Files:
                 raise Denied(Errno.XDEV)
         if target is not None:
             self._check_replaceable(tree, source, target, new)
-        with _on_host():
+        with on_host():
             os.rename(_path_in(tree, old), _path_in(tree, new))
         if target is not None:
-            self.used -= ENTRY_COST + target.size
+            self._discharge_entry(target.size)
         self._follow(tree, old, new)
 
     def _check_replaceable(self, tree: Tree, source: Stat, target: Stat, new: Parts) -> None:
@@ -350,7 +280,7 @@ class Files:
     def read(self, file: File, length: int, offset: int) -> bytes:
         if offset > OFFSET_MAX:
             return b""
-        with _on_host():
+        with on_host():
             return os.pread(file.handle, length, offset)
 
     def write(self, file: File, data: bytes, offset: int) -> int:
@@ -365,7 +295,7 @@ class Files:
             self.was_refused_space = True
         if room <= 0:
             raise Denied(Errno.NOSPC)
-        with _on_host():
+        with on_host():
             written = os.pwrite(file.handle, data[:room], offset)
         self.used += max(0, offset + written - size)
         return written
@@ -373,7 +303,7 @@ class Files:
     def resize(self, file: File, size: int) -> None:
         before = self.size(file)
         self._charge(size - before)
-        with _on_host():
+        with on_host():
             os.ftruncate(file.handle, size)
 
     def _charge(self, growth: int) -> None:
@@ -386,78 +316,26 @@ class Files:
         if not tree.is_writable:
             raise Denied(Errno.ROFS)
         _check_new(parts)
-        parent = self._find(tree, parts[:-1])
+        parent = tree.find(parts[:-1])
         if parent is None or parent.kind is not Filetype.DIRECTORY:
             raise Denied(Errno.NOENT if parent is None else Errno.NOTDIR)
+        if self.entries >= ENTRIES_MAX:
+            self.was_refused_space = True
+            raise Denied(Errno.NOSPC)
         self._charge(ENTRY_COST)
+        self.entries += 1
 
-    # --- paths --------------------------------------------------------------------------------
+    def _discharge_entry(self, size: int) -> None:
+        self.used -= ENTRY_COST + size
+        self.entries -= 1
 
     def _resolve_writable(self, folder: Folder, path: bytes) -> tuple[Tree, Parts, bool]:
-        tree, parts, wants_folder = self._resolve(folder, path)
-        if not tree.is_writable:
+        parts, wants_folder = folder.tree.resolve(folder.parts, path)
+        if not folder.tree.is_writable:
             raise Denied(Errno.ROFS)
         if not parts:
             raise Denied(Errno.BUSY)
-        return tree, parts, wants_folder
-
-    def _resolve(self, folder: Folder, path: bytes) -> tuple[Tree, Parts, bool]:
-        """The tree, the parts, and whether the path ends as only a folder's may.
-
-        `..` is taken by name: without symbolic links that is where it leads.
-        """
-        if len(path) > PATH_MAX:
-            raise Denied(Errno.NAMETOOLONG)
-        try:
-            text = path.decode()
-        except UnicodeDecodeError:
-            raise Denied(Errno.ILSEQ) from None
-        if not text:
-            raise Denied(Errno.NOENT)
-        if "\0" in text:
-            raise Denied(Errno.INVAL)
-        if text.startswith("/"):
-            raise Denied(Errno.NOTCAPABLE)
-        parts = list(folder.parts)
-        for part in text.split("/"):
-            if part == "..":
-                if not parts:
-                    raise Denied(Errno.NOTCAPABLE)
-                parts.pop()
-            elif part not in ("", "."):
-                if len(part.encode()) > NAME_MAX:
-                    raise Denied(Errno.NAMETOOLONG)
-                parts.append(part)
-        return folder.tree, tuple(parts), text.endswith(("/", "/."))
-
-    def _find(self, tree: Tree, parts: Parts) -> Stat | None:
-        """What lies at *parts*, if every folder on the way there is a real one."""
-        found = None
-        for depth in range(len(parts) + 1):
-            path = tree.host_path(parts[:depth])
-            if path is None:
-                continue
-            try:
-                found = os.lstat(path)
-            except FileNotFoundError:
-                if depth < len(parts):
-                    raise Denied(Errno.NOENT) from None
-                return None
-            except OSError as error:
-                raise HostFailure(f"cannot look at a file: {error.strerror}") from error
-            if stat.S_ISLNK(found.st_mode):
-                raise Denied(Errno.LOOP)
-            if depth < len(parts) and not stat.S_ISDIR(found.st_mode):
-                raise Denied(Errno.NOTDIR)
-        if found is None or stat.S_ISDIR(found.st_mode):
-            return Stat(Filetype.DIRECTORY, 0, _place(tree, parts))
-        if not stat.S_ISREG(found.st_mode):
-            raise Denied(Errno.NOTCAPABLE)
-        return Stat(Filetype.REGULAR, found.st_size, _place(tree, parts))
-
-
-def _place(tree: Tree, parts: Parts) -> str:
-    return "/".join((tree.guest, *parts))
+        return folder.tree, parts, wants_folder
 
 
 def _path_in(tree: Tree, parts: Parts) -> str:
@@ -471,26 +349,3 @@ def _check_new(parts: Parts) -> None:
         raise Denied(Errno.EXIST)
     if len(parts) > DEPTH_MAX:
         raise Denied(Errno.NAMETOOLONG)
-
-
-_ANSWERS = {
-    errno.ENOENT: Errno.NOENT,
-    errno.EEXIST: Errno.EXIST,
-    errno.ENOTDIR: Errno.NOTDIR,
-    errno.EISDIR: Errno.ISDIR,
-    errno.ENOTEMPTY: Errno.NOTEMPTY,
-    errno.EINVAL: Errno.INVAL,
-    errno.ELOOP: Errno.LOOP,
-}
-
-
-@contextmanager
-def _on_host() -> Iterator[None]:
-    """Answer what is the guest's doing; what is this machine's is a HostFailure."""
-    try:
-        yield
-    except OSError as error:
-        code = _ANSWERS.get(error.errno or 0)
-        if code is None:
-            raise HostFailure(f"this machine's file system failed: {error.strerror}") from error
-        raise Denied(code) from None

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import Protocol
 
-from mesh.runtime.files import DESCRIPTORS_MAX, Denied, File, Files, Folder, Stat, Stream
+from mesh.runtime.files import DESCRIPTORS_MAX, File, Files, Folder, Stream
 from mesh.runtime.preview1 import APPEND, SIGNATURES, Errno, Filetype, Rights
+from mesh.runtime.trees import Denied, Stat
 
 TRANSFER_MAX = 1 << 20
 """Bytes that one call moves at most; a longer one is cut short, as POSIX allows."""
@@ -335,10 +336,10 @@ class Wasi:
         entries = self._entries(self.files.folder(number), cookie)
         wanted = min(length, TRANSFER_MAX)
         data = bytearray()
-        for at, (name, found) in enumerate(entries[cookie:], cookie + 1):
-            if len(data) >= wanted:
-                break
-            data += _DIRENT.pack(at, _inode(found.name), len(name), found.kind) + name
+        while cookie < len(entries) and len(data) < wanted:
+            name, found = entries[cookie]
+            cookie += 1
+            data += _DIRENT.pack(cookie, _inode(found.name), len(name), found.kind) + name
         self.memory.write(buffer, bytes(data[:wanted]))
         self._store_u32(result, min(wanted, len(data)))
 
@@ -346,7 +347,7 @@ class Wasi:
         """The listing as of cookie 0; it is kept for the one folder that was listed last."""
         if cookie == 0 or self._listing is None or self._listing[0] is not folder:
             here = self.files.stat_of(folder)
-            found = self.files.list(folder)
+            found = folder.tree.list(folder.parts)
             names = [(s.name.rsplit("/", 1)[1].encode(errors="surrogateescape"), s) for s in found]
             self._listing = folder, ((b".", here), (b"..", here), *names)
         return self._listing[1]

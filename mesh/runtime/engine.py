@@ -1,0 +1,241 @@
+"""wasmtime as it meters here: one configuration, compiled modules kept on disk, exact fuel.
+
+Only workers load this. A guest runs on a fiber of its own (wasmtime's asynchronous calls) and
+hands back control every SLICE of fuel: at these points its fuel is known exactly, in the middle of
+a loop as well, at no cost to the count, and no thread or signal is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import wasmtime
+from wasmtime import _ffi as ffi
+from wasmtime._func import maybe_raise_last_exn
+
+from mesh.errors import Refused
+from mesh.ids import RAW, Cid, cid_codec, cid_of, format_cid
+from mesh.runtime.manifest import WASMTIME, check_module
+from mesh.runtime.module import TABLE_ELEMENTS_MAX, TABLES_MAX
+from mesh.runtime.preview1 import NAMESPACE, SIGNATURES, Errno
+from mesh.runtime.trees import Denied, HostFailure
+
+SLICE = 20_000_000
+"""Fuel between two looks at the meter: 3 to 20 ms of computing."""
+WASM_STACK = 1 << 20
+FIBER_STACK = 8 << 20
+"""The guest's stack, and Python's above it during a system call."""
+CONFIGURATION = 1
+"""Counts the changes of `open_engine` and of the rules of modules: it is part of cache keys."""
+CACHE_FILES_MAX = 256
+CACHE_BYTES_MAX = 2 << 30
+_FREE_FUEL = 1 << 40
+"""For instantiating, which is not billed: what it burns depends on the platform."""
+
+
+def check_meter() -> None:
+    """Whether the wasmtime installed here is the one that receipts name."""
+    installed = version("wasmtime")
+    assert installed == WASMTIME, f"wasmtime {installed} is not the meter {WASMTIME}"
+
+
+def open_engine() -> wasmtime.Engine:
+    """The one configuration. Stack sizes must fit each other, or wasmtime ends the process."""
+    config = wasmtime.Config()
+    config.consume_fuel = True
+    config.memory_init_cow = True
+    config.parallel_compilation = False
+    config.cranelift_opt_level = "speed"
+    config.wasm_simd = True
+    config.wasm_bulk_memory = True
+    config.wasm_multi_value = True
+    config.wasm_reference_types = True
+    config.wasm_threads = False
+    config.shared_memory = False
+    config.wasm_relaxed_simd = False
+    config.wasm_memory64 = False
+    config.wasm_multi_memory = False
+    config.wasm_exceptions = False
+    config.wasm_function_references = False
+    config.wasm_gc = False
+    config.wasm_tail_call = False
+    config.wasm_component_model = False
+    config.wasm_wide_arithmetic = False
+    config.wasm_custom_page_sizes = False
+    config.wasm_stack_switching = False
+    ffi.wasmtime_config_async_stack_size_set(config.ptr(), FIBER_STACK)
+    config.max_wasm_stack = WASM_STACK
+    return wasmtime.Engine(config)
+
+
+def load_module(engine: wasmtime.Engine, cid: Cid, path: Path, cache: Path) -> wasmtime.Module:
+    """The module, compiled here: now, or by an earlier worker. Raises Refused, HostFailure.
+
+    What a compiler makes is native code: it is never taken from anybody else.
+    """
+    name = f"{format_cid(cid)}-{WASMTIME}-{CONFIGURATION}-{platform.machine()}.cwasm"
+    kept = cache / name
+    if kept.exists():
+        try:
+            module = wasmtime.Module.deserialize_file(engine, str(kept))
+        except wasmtime.WasmtimeError:
+            kept.unlink(missing_ok=True)  # of a machine with another processor
+        else:
+            os.utime(kept)
+            return module
+    module = _compile(engine, cid, path)
+    _keep(kept, bytes(module.serialize()))
+    return module
+
+
+def _compile(engine: wasmtime.Engine, cid: Cid, path: Path) -> wasmtime.Module:
+    try:
+        wasm = path.read_bytes()
+    except OSError as error:
+        raise HostFailure(f"cannot read the module: {error.strerror}") from error
+    if cid_codec(cid) == RAW and cid_of(RAW, wasm) != cid:
+        raise HostFailure("the module's bytes are not those of its CID")
+    check_module(wasm)
+    try:
+        return wasmtime.Module(engine, wasm)
+    except wasmtime.WasmtimeError as error:
+        raise Refused(f"the module cannot run here: {_last_line(error)}") from None
+
+
+def _last_line(error: wasmtime.WasmtimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it does not compile"
+
+
+def _keep(path: Path, code: bytes) -> None:
+    """Write it whole or not at all; the oldest make room."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    try:
+        partial.write_bytes(code)
+        partial.rename(path)
+        _make_room(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise HostFailure(f"cannot keep a compiled module: {error.strerror}") from error
+
+
+def _make_room(folder: Path) -> None:
+    found = sorted(((p.stat(), p) for p in folder.glob("*.cwasm")), key=lambda f: -f[0].st_mtime_ns)
+    total = 0
+    for count, (status, path) in enumerate(found, 1):
+        total += status.st_size
+        if count > 1 and (count > CACHE_FILES_MAX or total > CACHE_BYTES_MAX):
+            path.unlink(missing_ok=True)
+
+
+SystemCall = Callable[[str, "GuestMemory", tuple[int, ...]], int]
+
+
+class GuestMemory:
+    """The guest's linear memory, as wasi.Memory: nothing outside of it is ever touched."""
+
+    def __init__(self, store: wasmtime.Store, memory: wasmtime.Memory) -> None:
+        self._store = store
+        self._memory = memory
+
+    @property
+    def size(self) -> int:
+        return self._memory.data_len(self._store)
+
+    def read(self, address: int, length: int) -> bytes:
+        return ctypes.string_at(self._at(address, length), length)
+
+    def write(self, address: int, data: bytes) -> None:
+        ctypes.memmove(self._at(address, len(data)), data, len(data))
+
+    def _at(self, address: int, length: int) -> int:
+        if address < 0 or length < 0 or address + length > self.size:
+            raise Denied(Errno.FAULT)
+        return ctypes.addressof(self._memory.data_ptr(self._store).contents) + address
+
+
+class Guest:
+    """One instance of a module, ready to run once."""
+
+    def __init__(
+        self,
+        engine: wasmtime.Engine,
+        module: wasmtime.Module,
+        *,
+        fuel: int,
+        memory: int,
+        call: SystemCall,
+    ) -> None:
+        """Raises Refused where it cannot be instantiated."""
+        self._fuel = fuel
+        self._store = wasmtime.Store(engine)
+        self._store.set_limits(
+            memory_size=memory,
+            table_elements=TABLE_ELEMENTS_MAX,
+            instances=1,
+            tables=TABLES_MAX,
+            memories=1,
+        )
+        self._store.set_fuel(_FREE_FUEL)
+        linker = wasmtime.Linker(engine)
+        self._define(linker, call)
+        try:
+            exports = linker.instantiate(self._store, module).exports(self._store)
+        except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
+            raise Refused(f"the module cannot be instantiated: {str(error)[:200]}") from None
+        found, start = exports["memory"], exports["_start"]
+        assert isinstance(found, wasmtime.Memory)
+        assert isinstance(start, wasmtime.Func)
+        self.memory = GuestMemory(self._store, found)
+        self.initial_memory = self.memory.size
+        self._start = start
+        self._store.set_fuel(fuel)
+
+    def _define(self, linker: wasmtime.Linker, call: SystemCall) -> None:
+        kinds = {"i": wasmtime.ValType.i32(), "I": wasmtime.ValType.i64()}
+        for name, signature in SIGNATURES.items():
+            results = [] if name == "proc_exit" else [wasmtime.ValType.i32()]
+            kind = wasmtime.FuncType([kinds[letter] for letter in signature], results)
+            linker.define_func(NAMESPACE, name, kind, self._system_call(name, call))
+
+    def _system_call(self, name: str, call: SystemCall) -> Callable[..., int]:
+        def perform(*args: int) -> int:
+            return call(name, self.memory, args)
+
+        return perform
+
+    @property
+    def fuel_used(self) -> int:
+        """Exact within system calls, between slices and at the end."""
+        return self._fuel - self._store.get_fuel()
+
+    def run(self, on_slice: Callable[[], None]) -> None:
+        """Run it to its end; *on_slice* between slices. Raises wasmtime.Trap, and what calls raise.
+
+        The future borrows the places of trap and error: they live as long as it.
+        """
+        context = self._store._context()
+        failed = ffi.wasmtime_context_fuel_async_yield_interval(context, SLICE)
+        assert not failed
+        trap = ctypes.POINTER(ffi.wasm_trap_t)()
+        error = ctypes.POINTER(ffi.wasmtime_error_t)()
+        start = ctypes.byref(self._start._func)
+        places = ctypes.byref(trap), ctypes.byref(error)
+        future = ffi.wasmtime_func_call_async(context, start, None, 0, None, 0, *places)
+        try:
+            while not ffi.wasmtime_call_future_poll(future):
+                on_slice()
+        finally:
+            ffi.wasmtime_call_future_delete(future)
+        if trap:
+            found = wasmtime.Trap._from_ptr(trap)
+            maybe_raise_last_exn()
+            raise found
+        if error:
+            maybe_raise_last_exn()
+            raise wasmtime.WasmtimeError._from_ptr(error)

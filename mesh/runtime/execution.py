@@ -1,0 +1,132 @@
+"""An execution: from an award to a result, and from a receipt to the same result again.
+
+Everything that a run is made of comes from blocks that were checked against their CIDs, and
+everything it leaves becomes such blocks; so that whoever has the blocks can run it once more.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+from attrs import frozen
+
+from mesh.errors import PeerError, Refused
+from mesh.ids import Cid, PeerId
+from mesh.market.terms import EMPTY_DIR, EMPTY_FILE
+from mesh.messages import Result, Work
+from mesh.runtime import manifest
+from mesh.runtime.manifest import Job, check_module
+from mesh.runtime.supervisor import Outcome, Supervisor
+from mesh.storage import files
+from mesh.storage.blocks import Blocks
+
+MODULE_MAX = 64 << 20
+"""Bytes of a module."""
+
+Fetch = Callable[[PeerId, Cid, int], Awaitable[None]]
+"""(from whom, root, bytes at most): bring a DAG into the blocks. Raises MeshError."""
+
+
+@frozen
+class Workshop:
+    """What executing needs."""
+
+    blocks: Blocks
+    supervisor: Supervisor
+    fetch: Fetch
+    scratch: Path
+
+    async def execute(
+        self, work: Work, source: PeerId | None, key: str, on_progress: Callable[[int], None]
+    ) -> Result:
+        """Run *work*, fetching what is not here from *source*.
+
+        Raises MeshError where it is not the task's doing: blocks out of reach, a worker killed.
+        """
+        await self._bring(source, work.job, manifest.JOB_BYTES_MAX)
+        try:
+            job = manifest.decode(await trio.to_thread.run_sync(self.blocks.get, work.job))
+            check_agrees(work, job)
+        except PeerError as error:
+            return _refused(f"its manifest is not what was asked for: {error}")
+        await self._bring(source, job.module, MODULE_MAX)
+        for _, root in job.inputs:
+            await self._bring(source, root, work.needs.disk)
+        folder = self.scratch / key
+        try:
+            return await self._run(job, folder, key, on_progress)
+        except Refused as error:
+            return _refused(str(error))
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    async def _bring(self, source: PeerId | None, root: Cid, bytes_max: int) -> None:
+        if source is not None:
+            await self.fetch(source, root, bytes_max)
+
+    async def _run(
+        self, job: Job, folder: Path, key: str, on_progress: Callable[[int], None]
+    ) -> Result:
+        module, inputs = await trio.to_thread.run_sync(self._lay_out, job, folder)
+        outcome = await self.supervisor.run(key, job, module, inputs, on_progress=on_progress)
+        try:
+            return await trio.to_thread.run_sync(self._keep, outcome)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.supervisor.discard(key)
+
+    def _lay_out(self, job: Job, folder: Path) -> tuple[Path, dict[str, Path]]:
+        """The module and the inputs as files."""
+        (folder / "in").mkdir(parents=True)
+        module = folder / "module.wasm"
+        files.write_path(self.blocks, job.module, module, bytes_max=MODULE_MAX)
+        check_module(module.read_bytes())
+        inputs = {name: folder / "in" / name for name, _ in job.inputs}
+        for name, root in job.inputs:
+            files.write_path(self.blocks, root, inputs[name], bytes_max=job.disk)
+        return module, inputs
+
+    def _keep(self, outcome: Outcome) -> Result:
+        """What the run left, as blocks."""
+        return Result(
+            status=outcome.status,
+            exit_code=outcome.exit_code,
+            detail=outcome.detail[:512],
+            fuel=outcome.fuel,
+            run_ms=outcome.run_ms,
+            output=files.add_path(self.blocks, outcome.out).cid,
+            stdout=files.add_bytes(self.blocks, outcome.stdout).cid,
+            stderr=files.add_bytes(self.blocks, outcome.stderr).cid,
+        )
+
+
+def check_agrees(work: Work, job: Job) -> None:
+    """That *job* is what was bid for. Raises PeerError."""
+    asked = (work.module, work.inputs, work.fuel, work.wall_ms)
+    if asked != (job.module, tuple(root for _, root in job.inputs), job.fuel, job.wall_ms):
+        raise PeerError("module, inputs, fuel or time differ")
+    if job.memory > work.needs.memory or job.disk > work.needs.disk:
+        raise PeerError("it needs more memory or disk")
+
+
+def differences(first: Result, second: Result) -> list[str]:
+    """In what two runs of one job differ, of all that a bill rests on."""
+    names = ("status", "exit_code", "fuel", "output", "stdout", "stderr")
+    return [name for name in names if getattr(first, name) != getattr(second, name)]
+
+
+def _refused(reason: str) -> Result:
+    return Result(
+        status="refused",
+        exit_code=0,
+        detail=reason[:512],
+        fuel=0,
+        run_ms=0,
+        output=EMPTY_DIR,
+        stdout=EMPTY_FILE,
+        stderr=EMPTY_FILE,
+    )

@@ -1,0 +1,252 @@
+"""A worker: the process in which one stranger's task runs, and which ends with it.
+
+It is forked from the template, gives up what it will not need, takes one job from its socket,
+compiles, runs, reports, ends. It may be stopped, continued or killed at any moment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from wasmtime import MemoryType, Module, Trap, TrapCode
+
+from mesh.errors import Refused
+from mesh.runtime.engine import Guest, GuestMemory, load_module, open_engine
+from mesh.runtime.files import DESCRIPTORS_MAX, Files
+from mesh.runtime.frames import (
+    HEADER,
+    Ended,
+    Failed,
+    Progress,
+    Ready,
+    Report,
+    RunJob,
+    StartedRunning,
+    decode_run,
+    encode_report,
+    frame_length,
+)
+from mesh.runtime.manifest import Job, decode
+from mesh.runtime.module import PAGE
+from mesh.runtime.trees import HostFailure, Tree
+from mesh.runtime.wasi import Exit, Wasi
+
+REPORT_S = 0.25
+"""Between two reports of progress."""
+NICE = 19
+HOST_ROOM = 1 << 30
+"""Bytes of private memory beyond the guest's: Python, wasmtime, the compiler."""
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+
+_RULES = {
+    TrapCode.STACK_OVERFLOW: "stack overflow",
+    TrapCode.MEMORY_OUT_OF_BOUNDS: "memory access out of bounds",
+    TrapCode.HEAP_MISALIGNED: "misaligned atomic access",
+    TrapCode.TABLE_OUT_OF_BOUNDS: "table access out of bounds",
+    TrapCode.INDIRECT_CALL_TO_NULL: "call through a null pointer",
+    TrapCode.BAD_SIGNATURE: "call through a pointer of another type",
+    TrapCode.INTEGER_OVERFLOW: "integer overflow",
+    TrapCode.INTEGER_DIVISION_BY_ZERO: "integer division by zero",
+    TrapCode.BAD_CONVERSION_TO_INTEGER: "conversion of a number that is no integer",
+    TrapCode.UNREACHABLE: "unreachable code reached (abort)",
+}
+_STARVED = (TrapCode.UNREACHABLE, TrapCode.MEMORY_OUT_OF_BOUNDS)
+"""How a program falls that did not look at what malloc gave it."""
+
+
+def serve(connection: socket.socket, parent: int) -> NoReturn:
+    """Be the worker at the other end of *connection*; the process ends here."""
+    _leave(parent)
+    try:
+        _send(connection, Ready())
+        run = decode_run(_receive(connection))
+        try:
+            report: Report = _perform(connection, run)
+        except HostFailure as failure:
+            report = Failed(str(failure))
+        _send(connection, report)
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        os._exit(1)  # nobody is there to be told
+    os._exit(0)
+
+
+# --- confinement ------------------------------------------------------------------------------
+
+
+def _leave(parent: int) -> None:
+    """A session of its own, the lowest priority, nothing to gain by exec, death with its parent."""
+    os.setsid()
+    os.nice(NICE)
+    if sys.platform == "linux":
+        prctl = ctypes.CDLL(None).prctl
+        prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+    _limit(resource.RLIMIT_CORE, 0)
+
+
+def _confine(job: Job, scratch: Path) -> None:
+    """The limits that stand behind our own, should those be got round."""
+    os.chdir(scratch)
+    seconds = job.wall_ms // 1000 + int(time.process_time())
+    _limit(resource.RLIMIT_CPU, seconds + 60)
+    _limit(resource.RLIMIT_FSIZE, job.disk)
+    _limit(resource.RLIMIT_NOFILE, DESCRIPTORS_MAX + 64)
+    _limit(resource.RLIMIT_NPROC, 0)
+
+
+def _limit(what: int, most: int) -> None:
+    _, hard = resource.getrlimit(what)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(what, (most, most))
+
+
+# --- the run ----------------------------------------------------------------------------------
+
+
+def _perform(connection: socket.socket, run: RunJob) -> Report:
+    job = decode(run.job)
+    scratch = Path(run.scratch)
+    if sys.platform == "linux":
+        _limit(resource.RLIMIT_DATA, job.memory + HOST_ROOM)
+    engine = open_engine()
+    try:
+        module = load_module(engine, job.module, Path(run.module), Path(run.cache))
+    except Refused as refusal:
+        return _refused("refused", refusal.reason)
+    least = _initial_memory(module)
+    if least > job.memory:
+        return _refused("out-of-memory", f"it starts with {least} bytes of {job.memory}")
+    _confine(job, scratch)
+    inputs = {name: Path(path) for name, path in run.inputs}
+    trees = (
+        Tree("/in", None, inputs),
+        Tree("/out", scratch / "out"),
+        Tree("/tmp", scratch / "tmp"),  # noqa: S108 - the guest's, not this machine's
+    )
+    files = Files(trees, job.disk)
+    wasi = Wasi(
+        ("task", *job.args),
+        job.env,
+        files,
+        seed=job.seed,
+        t0_ns=job.t0_ns,
+        stdout_max=job.stdout_max,
+        fuel_used=lambda: guest.fuel_used,
+    )
+
+    def call(name: str, memory: GuestMemory, args: tuple[int, ...]) -> int:
+        return wasi.call(name, memory, args)
+
+    try:
+        guest = Guest(engine, module, fuel=job.fuel, memory=job.memory, call=call)
+    except Refused as refusal:
+        return _refused("refused", refusal.reason)
+    _send(connection, StartedRunning())
+    return _run(connection, job, guest, wasi)
+
+
+def _initial_memory(module: Module) -> int:
+    """Bytes; check_module has made sure that there is one memory and that it is exported."""
+    kind = next(export.type for export in module.exports if export.name == "memory")
+    assert isinstance(kind, MemoryType)
+    return kind.limits.min * PAGE
+
+
+def _run(connection: socket.socket, job: Job, guest: Guest, wasi: Wasi) -> Report:
+    last = time.monotonic()
+
+    def report_progress() -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= REPORT_S:
+            last = now
+            _send(connection, Progress(guest.fuel_used, _resident()))
+
+    code, trap = 0, None
+    try:
+        guest.run(report_progress)
+    except Exit as end:
+        code = end.code
+    except Trap as end:
+        trap = end
+    status, detail = _verdict(job, guest, wasi, code, trap)
+    fuel = guest.fuel_used
+    wasi.files.close_all()
+    return Ended(status, code, detail, fuel, bytes(wasi.stdout.data), bytes(wasi.stderr.data))
+
+
+def _verdict(job: Job, guest: Guest, wasi: Wasi, code: int, trap: Trap | None) -> tuple[str, str]:
+    """Status and detail. A limit is the reason where the guest met it and failed afterwards."""
+    kind = trap.trap_code if trap else None
+    if kind is TrapCode.OUT_OF_FUEL:
+        return "out-of-fuel", f"it burnt all of {job.fuel}"
+    if trap is None and code == 0:
+        return "exited", ""
+    how = f"exit code {code}" if trap is None else _describe(trap)
+    if wasi.files.was_refused_space:
+        return "disk-limit", f"no room beyond {job.disk} bytes of disk, then {how}"
+    if wasi.stdout.was_cut or wasi.stderr.was_cut:
+        return "output-limit", f"no room beyond {job.stdout_max} bytes of output, then {how}"
+    if trap is None:
+        return "exited", how
+    size = guest.memory.size
+    if kind in _STARVED and size > guest.initial_memory and _is_nearly_full(size, job.memory):
+        return "out-of-memory", f"{size} bytes of {job.memory} in use, then {how}"
+    return "trapped", how
+
+
+def _is_nearly_full(size: int, limit: int) -> bool:
+    """wasmtime does not say that it denied a growth; allocators ask in steps up to an eighth."""
+    return limit - size < max(limit // 8, 1 << 20)
+
+
+def _describe(trap: Trap) -> str:
+    code = trap.trap_code
+    rule = _RULES.get(code, code.name.lower()) if code else trap.message[:200]
+    frames = trap.frames
+    return f"{rule}, in function {frames[0].func_index}" if frames else rule
+
+
+def _refused(status: str, why: str) -> Ended:
+    return Ended(status, 0, why, 0, b"", b"")
+
+
+# --- the socket -------------------------------------------------------------------------------
+
+
+def _send(connection: socket.socket, report: Report) -> None:
+    connection.sendall(encode_report(report))
+
+
+def _receive(connection: socket.socket) -> bytes:
+    return _read(connection, frame_length(_read(connection, HEADER)))
+
+
+def _read(connection: socket.socket, length: int) -> bytes:
+    data = bytearray()
+    while len(data) < length:
+        piece = connection.recv(length - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+def _resident() -> int:
+    """Bytes of this process in RAM."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()
