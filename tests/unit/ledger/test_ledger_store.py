@@ -1,0 +1,291 @@
+"""The store: what it acknowledged it has, and it says so when it has not."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ledger_deals import ALICE, BOB, CAROL, NET, Chain
+
+from ledger import store as store_module
+from ledger.chain import Head
+from ledger.errors import BrokenChain, Corruption, LedgerError
+from ledger.model import Entry
+from ledger.state import fold
+from ledger.store import PAGE, Store
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    with Store.open(path) as store:
+        yield store
+
+
+def filled(path: Path, deals: int = 4) -> list[Entry]:
+    """A closed store of that many settled deals, and its entries."""
+    bob, entries = Chain(BOB), []
+    for _ in range(deals):
+        alloc = bob.alloc(ALICE)
+        entries += [alloc, bob.settle(ALICE, alloc)]
+    with Store.open(path) as store:
+        store.append_own(entries)
+    return entries
+
+
+def test_what_was_appended_is_there_after_opening_again(path: Path) -> None:
+    entries = filled(path)
+    with Store.open(path) as store:
+        assert list(store.entries()) == entries
+        assert store.entry(entries[3].id) == entries[3]
+        assert store.entry(bytes(32)) is None
+        assert store.head(BOB.key, NET) == Head.after(entries[-1])
+        assert store.head(BOB.key, b"othernet") == Head.start(BOB.key, b"othernet")
+        assert store.scan() == len(entries)
+
+
+def test_appending_again_changes_nothing(store: Store) -> None:
+    alloc = Chain(BOB).alloc(ALICE)
+    store.append_own([alloc])
+    store.append_own([alloc, alloc])
+    assert list(store.entries()) == [alloc]
+
+
+def test_we_never_fork_ourselves(store: Store) -> None:
+    bob = Chain(BOB)
+    fork = bob.fork()
+    store.append_own([bob.alloc(ALICE)])
+    with pytest.raises(BrokenChain, match="seq 0 where 1 follows"):
+        store.append_own([fork.alloc(CAROL)])
+    bob.alloc(ALICE)
+    gap = bob.alloc(ALICE)
+    with pytest.raises(BrokenChain, match="seq 2 where 1 follows"):
+        store.append_own([gap])
+
+
+def test_we_never_resolve_an_alloc_twice(store: Store) -> None:
+    bob = Chain(BOB)
+    first, second = bob.alloc(ALICE), bob.alloc(ALICE)
+    store.append_own([first, second, bob.settle(ALICE, first)])
+    with pytest.raises(BrokenChain, match="resolved already"):
+        store.append_own([bob.void(ALICE, first)])
+
+
+def test_an_append_is_all_or_nothing(store: Store) -> None:
+    bob = Chain(BOB)
+    alloc = bob.alloc(ALICE)
+    bob.alloc(ALICE)
+    gap = bob.alloc(ALICE)
+    with pytest.raises(BrokenChain):
+        store.append_own([alloc, gap])
+    assert list(store.entries()) == []
+
+
+def test_others_entries_come_in_any_order_and_any_number_of_times(store: Store) -> None:
+    bob = Chain(BOB)
+    alloc = bob.alloc(ALICE)
+    fork = bob.fork()
+    settle, arm = bob.settle(ALICE, alloc), fork.alloc(CAROL)
+    assert store.add([settle, alloc, settle]) == 2
+    assert store.add([arm, alloc]) == 1
+    assert set(store.entries()) == {alloc, settle, arm}
+    assert set(store.resolutions(alloc.id)) == {settle}
+    assert fold(store.entries(), NET)[BOB.key].forked
+
+
+def test_of_two_signatures_over_one_id_the_smaller_stays(store: Store) -> None:
+    alloc = Chain(BOB).alloc(ALICE)
+    larger, smaller = Entry(alloc.body, b"\xff" * 64), Entry(alloc.body, b"\x01" * 64)
+    assert store.add([alloc, larger]) == 1
+    assert store.entry(alloc.id) == alloc
+    assert store.add([smaller]) == 0
+    assert store.entry(alloc.id) == smaller
+
+
+def test_a_chain_is_read_by_seq_with_every_arm(store: Store) -> None:
+    bob = Chain(BOB)
+    first = bob.alloc(ALICE)
+    fork = bob.fork()
+    second, third, arm = bob.alloc(ALICE), bob.alloc(ALICE), fork.alloc(CAROL)
+    store.add([third, arm, Chain(CAROL).alloc(ALICE), first, second])
+    assert list(store.chain(BOB.key)) == [first, arm, second, third]
+    assert list(store.chain(BOB.key, after_seq=0)) == [arm, second, third]
+    assert list(store.chain(BOB.key, after_seq=2)) == []
+    assert list(store.chain(ALICE.key)) == []
+
+
+def test_reading_goes_on_past_a_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "PAGE", 3)
+    bob = Chain(BOB)
+    fork = bob.fork()
+    entries = [bob.alloc(ALICE) for _ in range(8)] + [fork.alloc(CAROL) for _ in range(8)]
+    store.add(entries)
+    assert list(store.entries()) == entries
+    assert sorted(store.chain(BOB.key), key=entries.index) == entries
+    assert [entry.content.seq for entry in store.chain(BOB.key)] == [n // 2 for n in range(16)]
+    assert store.scan() == 16
+    assert PAGE > 3
+
+
+def test_the_newest_come_first_and_may_be_of_one_task(store: Store) -> None:
+    bob = Chain(BOB)
+    entries = [bob.alloc(ALICE, nonce=bytes([n % 2]) * 16) for n in range(6)]
+    store.append_own(entries)
+    assert store.newest(2) == (entries[5], entries[4])
+    assert store.newest(10, nonce=bytes(16)) == (entries[4], entries[2], entries[0])
+    assert store.newest(10, nonce=b"no such task 16b") == ()
+
+
+def test_another_thread_may_use_it(store: Store) -> None:
+    alloc = Chain(BOB).alloc(ALICE)
+    worker = threading.Thread(target=store.append_own, args=([alloc],))
+    worker.start()
+    worker.join()
+    assert store.entry(alloc.id) == alloc
+
+
+def test_every_flipped_bit_of_a_stored_entry_is_found_and_named(path: Path) -> None:
+    entries = filled(path, deals=1)
+    with Store.open(path) as store:
+        for entry in entries:
+            for column, length in (("body", len(entry.body)), ("sig", 64), ("id", 32)):
+                for place in range(0, length, 5):
+                    mask = 1 << place % 8
+                    named = flipped(entry.id, place, mask) if column == "id" else entry.id
+                    store._db.execute("BEGIN")
+                    flip(store._db, entry.id, column, place, mask)
+                    with pytest.raises(Corruption, match=named.hex()):
+                        store.scan()
+                    store._db.execute("ROLLBACK")
+        assert store.scan() == len(entries)
+
+
+def test_flipped_bits_in_the_file_are_found(path: Path) -> None:
+    entries = filled(path, deals=1)
+    sound = path.read_bytes()
+    for entry in entries:
+        start = sound.index(entry.body)
+        for place in (start, start + len(entry.body) // 2, start + len(entry.body) - 1):
+            path.write_bytes(flipped(sound, place, 0x10))
+            with Store.open(path) as store, pytest.raises(Corruption, match=entry.id.hex()):
+                store.scan()
+
+
+def test_a_damaged_entry_is_not_served(path: Path) -> None:
+    entries = filled(path, deals=1)
+    with Store.open(path) as store:
+        flip(store._db, entries[0].id, "body", 40, 1)
+        with pytest.raises(Corruption, match="does not hash to its id"):
+            store.entry(entries[0].id)
+
+
+@pytest.mark.parametrize("column", ["seq", "nonce", "ref", "chain"])
+def test_an_entry_filed_under_the_wrong_key_is_found(path: Path, column: str) -> None:
+    entries = filled(path, deals=1)
+    with Store.open(path) as store:
+        store.add([Chain(CAROL).alloc(ALICE)])
+    with sqlite3.connect(path) as db:
+        value = 2 if column in ("seq", "chain") else b"elsewhere"
+        db.execute(f"UPDATE entry SET {column} = ? WHERE id = ?", (value, entries[0].id))
+    db.close()
+    with Store.open(path) as store, pytest.raises(Corruption, match="under the wrong key"):
+        store.scan()
+
+
+def test_a_file_cut_short_is_found(path: Path) -> None:
+    filled(path, deals=40)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2 // 4096 * 4096])
+    with pytest.raises(Corruption, match="damaged"), Store.open(path) as store:
+        store.scan()
+
+
+def test_a_newer_schema_is_refused_with_the_way_out(path: Path) -> None:
+    Store.open(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(LedgerError, match=r"schema 99, .*a newer version wrote it"):
+        Store.open(path)
+
+
+def test_an_older_schema_is_brought_up_to_date(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = filled(path)
+    newer = (*store_module._MIGRATIONS, ("CREATE TABLE witness(n INTEGER PRIMARY KEY)",))
+    monkeypatch.setattr(store_module, "_MIGRATIONS", newer)
+    for _ in range(2):
+        with Store.open(path) as store:
+            assert list(store.entries()) == entries
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("SELECT count(*) FROM witness").fetchone() == (0,)
+    db.close()
+
+
+def test_another_kind_of_file_is_refused_and_left_alone(path: Path) -> None:
+    path.write_text("a letter to my mother, which is rather long\n" * 50)
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="not a ledger"):
+        Store.open(path)
+    assert path.read_bytes() == before
+
+
+def test_another_programs_database_is_refused(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE letters(n)")
+    db.close()
+    with pytest.raises(LedgerError, match="not a ledger"):
+        Store.open(path)
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="cannot be opened"):
+        Store.open(tmp_path / "nowhere" / "ledger.sqlite")
+
+
+def test_a_store_in_use_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "BUSY_WAIT_S", 0.0)
+    with Store.open(path) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        alloc = Chain(BOB).alloc(ALICE)
+        with pytest.raises(LedgerError, match="another process holds it"):
+            store.append_own([alloc])
+        other.execute("ROLLBACK")
+        other.close()
+        store.append_own([alloc])
+
+
+def test_a_full_disk_is_told_and_nothing_is_half_written(store: Store) -> None:
+    bob = Chain(BOB)
+    first = bob.alloc(ALICE)
+    store.append_own([first])
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    more = [bob.alloc(ALICE) for _ in range(40)]
+    with pytest.raises(LedgerError, match="the disk is full"):
+        store.append_own(more)
+    store._db.execute("PRAGMA max_page_count = 100000")
+    assert list(store.entries()) == [first]
+    store.append_own(more)
+    assert store.scan() == 41
+
+
+def flipped(data: bytes, place: int, mask: int) -> bytes:
+    changed = bytearray(data)
+    changed[place] ^= mask
+    return bytes(changed)
+
+
+def flip(db: sqlite3.Connection, entry_id: bytes, column: str, place: int, mask: int) -> None:
+    """Flip bits of a stored value behind the store's back."""
+    (data,) = db.execute(f"SELECT {column} FROM entry WHERE id = ?", (entry_id,)).fetchone()
+    values = (flipped(data, place, mask), entry_id)
+    db.execute(f"UPDATE entry SET {column} = ? WHERE id = ?", values)
