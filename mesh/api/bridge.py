@@ -31,26 +31,13 @@ from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple
 import trio
 from attrs import define, field
 
-from mesh.errors import Corruption, MeshError, Unavailable
+from mesh.api.faults import Closed, Crashed
+from mesh.errors import Corruption, MeshError
 
 T = TypeVar("T")
 S = TypeVar("S")
 Args = TypeVarTuple("Args")
 S_contra = TypeVar("S_contra", contravariant=True)
-
-
-class Closed(Unavailable):
-    """The node is stopping."""
-
-    def __init__(self) -> None:
-        super().__init__("the node is stopping")
-
-
-class Crashed(MeshError):
-    """This call met a bug of the node, which stops because of it."""
-
-    def __init__(self) -> None:
-        super().__init__("the node met a bug of its own and stops; its log says which")
 
 
 class Send(Protocol[S_contra]):
@@ -206,10 +193,11 @@ class Bridge:
     def _open(self, calls: trio.Nursery) -> None:
         self._calls = calls
 
-    def _close(self) -> None:
-        assert self._calls is not None
-        self._calls.cancel_scope.cancel()
-        self._calls = None
+    def close(self) -> None:
+        """No new calls; the running ones are cancelled and answered `Closed`."""
+        if self._calls is not None:
+            self._calls.cancel_scope.cancel()
+            self._calls = None
 
     # From either
 
@@ -257,7 +245,7 @@ async def open_bridge() -> AsyncIterator[Bridge]:
                     try:
                         yield bridge
                     finally:
-                        bridge._close()
+                        bridge.close()
             finally:
                 bridge._leave_thread()
 

@@ -11,7 +11,7 @@ from typing import TypeVar, assert_never
 
 from mesh import ids, messages, notices
 from mesh.api.door import BidRequest, Finding, NodeView, Numbered, PeerView, ReceiptView
-from mesh.errors import MeshError
+from mesh.api.faults import FieldError
 from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.order import Answer, State, TaskRecord
 from mesh.resources.capacity import Capacity
@@ -23,16 +23,6 @@ ENTRIES_MAX = 256
 """Of each list in a bid: arguments, variables, inputs, features."""
 
 T = TypeVar("T")
-
-
-class FieldError(MeshError):
-    """A field of a request cannot be right: which one, why, and how to mend it."""
-
-    def __init__(self, field: str, why: str, hint: str = "") -> None:
-        super().__init__(f"{field}: {why}")
-        self.field = field
-        self.why = why
-        self.hint = hint
 
 
 # What clients send
