@@ -141,9 +141,7 @@ class Market:
     )
     window_ms: int = field(
         default=300,
-        metadata=_key(
-            kinds.milliseconds(50, 900), "Milliseconds that an auction waits for bids."
-        ),
+        metadata=_key(kinds.milliseconds(50, 900), "Milliseconds that an auction waits for bids."),
     )
     lease_ttl_s: int = field(
         default=15,

@@ -172,15 +172,18 @@ def show_task(record: order_pb2.Task, form: str) -> None:
 def follow(task: Task, story: Story, timeout: float | None) -> order_pb2.Task:
     """Tell the task's story until its final record. Raises TimedOut or NotPlaced after *timeout*
     seconds: NotPlaced where nobody had taken it by then."""
-    from mesh.client.errors import TimedOut
+    from mesh.client.errors import OverQuota, TimedOut
     from mesh.client.task import FINAL, not_placed
 
     try:
-        for event in task.watch(timeout):
-            if event.WhichOneof("event") == "notice":
-                tell(event.notice, story)
-            elif event.task.state in FINAL:
-                return event.task
+        try:
+            for event in task.watch(timeout):
+                if event.WhichOneof("event") == "notice":
+                    tell(event.notice, story)
+                elif event.task.state in FINAL:
+                    return event.task
+        except OverQuota:  # the story came faster than this terminal takes it
+            story.tell("too much to tell: waiting for the end")
         return task.wait(timeout)
     except TimedOut:
         story.clear()

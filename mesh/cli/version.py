@@ -7,6 +7,7 @@ from importlib import metadata
 
 import click
 
+import mesh
 from mesh.cli.options import with_output
 from mesh.cli.render import show_one
 
@@ -18,15 +19,9 @@ UNKNOWN = "not installed"
 @with_output
 def version(*, form: str) -> None:
     """The version of mesh and what it stands on."""
-    facts = {"mesh": own_version(), "python": platform.python_version()}
+    facts = {"mesh": mesh.__version__, "python": platform.python_version()}
     facts |= {name: installed(name) for name in _STANDS_ON}
     show_one("version", "mesh", facts, [(name, facts[name]) for name in facts], form)
-
-
-def own_version() -> str:
-    """The installed version; a checkout that was never installed says so."""
-    found = installed("mesh")
-    return "0+checkout" if found == UNKNOWN else found
 
 
 def installed(name: str) -> str:

@@ -31,7 +31,7 @@ def find_target(address: str | None, environ: Mapping[str, str], home: Home) -> 
 def parse_address(text: str) -> str:
     """The gRPC target of `HOST:PORT`, `grpc://HOST:PORT` or `unix:PATH`. Raises BadRequest."""
     if text.startswith(("unix:", "/")):
-        return "unix:" + text.removeprefix("unix:").replace("//", "/")
+        return "unix:" + text.removeprefix("unix:").removeprefix("//")
     parts = urlsplit(text if "://" in text else f"grpc://{text}")
     try:
         port = parts.port

@@ -14,7 +14,7 @@ import grpc
 from mesh import ids
 from mesh.client import references
 from mesh.client.address import find_target
-from mesh.client.errors import NotFound
+from mesh.client.errors import Declined, NotFound, NotPlaced
 from mesh.client.faults import told_plainly
 from mesh.client.files import below, in_chunks, open_file, write_whole
 from mesh.client.limits import Limits
@@ -121,8 +121,11 @@ class Client:
             priority=limits.priority,
             features=limits.features,
         )
-        with told_plainly(self.target):
-            task = self._market.Bid(request, timeout=ANSWER_S).task_id
+        try:
+            with told_plainly(self.target):
+                task = self._market.Bid(request, timeout=ANSWER_S).task_id
+        except Declined as error:
+            raise NotPlaced(error.why, error.hint) from None
         references.remember(self._last_task, task)
         return Task(self, task)
 

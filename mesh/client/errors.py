@@ -18,6 +18,10 @@ class BadRequest(ClientError):
     """The request cannot be right, whatever the state of the node."""
 
 
+class Declined(ClientError):
+    """The node's policy says no: a normal answer."""
+
+
 class TaskFailed(ClientError):
     """The task ran and failed, broke a limit or was cancelled. *exit_code* is its own, if any."""
 
