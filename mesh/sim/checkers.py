@@ -93,7 +93,7 @@ class Checkers:
             self._ended[event.task, event.fence] = event.result
         kernel = node.kernel
         leases = kernel.leases()
-        if leases != self._leases[node.index]:
+        if leases != self._leases[node.index] and not node.is_catching_up:
             self._change_leases(node, leases)
         if actions and not kernel.reserved().fits_in(kernel.sold()):
             raise Violation("S6", f"node {node.index} reserved more than it sells")
@@ -104,6 +104,11 @@ class Checkers:
         """A node that is down or stalled can have no effects: its leases do not count."""
         if node.peer in self._nodes:
             self._change_leases(node, ())
+
+    def saw_awakening(self, node: Node) -> None:
+        """A stalled node has fenced itself where it must: from here on its leases count."""
+        if node.peer in self._nodes and node.is_up:
+            self._change_leases(node, node.kernel.leases())
 
     def check_sizes(self, node: Node) -> None:
         """S7: nothing grows above its bound."""

@@ -20,6 +20,8 @@ from mesh.notices import Notice
 from mesh.sansio import (
     Action,
     AppendEntry,
+    Collect,
+    Collected,
     ContinueRun,
     Event,
     ForgetTenancy,
@@ -60,7 +62,7 @@ class World(Protocol):
     def schedule(self, at: float, act: Callable[[], None]) -> None: ...
     def transmit(self, source: Node, target: PeerId, message: Message) -> None: ...
     def publish(self, source: Node, signed: SignedOffer) -> None: ...
-    def can_fetch(self, source: Node, run: Run) -> bool: ...
+    def can_reach(self, source: Node, peer: PeerId) -> bool: ...
     def handled(self, source: Node, event: Event, actions: list[Action]) -> None: ...
     def crashed(self, source: Node, event: Event, error: Exception) -> None: ...
 
@@ -75,6 +77,7 @@ class Witness(Protocol):
     def saw_penalty(self, node: Node, peer: PeerId, reason: str) -> None: ...
     def saw_notice(self, node: Node, notice: Notice) -> None: ...
     def saw_silence(self, node: Node) -> None: ...
+    def saw_awakening(self, node: Node) -> None: ...
 
 
 CRASHES = (
@@ -113,6 +116,8 @@ class Node:
         self.boots = 0
         self.handled = 0
         self.is_dead = False
+        self.is_catching_up = False
+        """Handling the timers that came due in a stall: until then it has no effects."""
         self.quiet_since = 0.0
         """When it last crashed, restarted, stalled or resumed: world time."""
         self._world = world
@@ -196,10 +201,15 @@ class Node:
         self.quiet_since = self._world.now
         if backlog is None or self._boot is None:
             return
-        timers = [event for event in backlog if isinstance(event, Woken)]
-        others = [event for event in backlog if not isinstance(event, Woken)]
-        for event in (*timers, *others):
-            self.post(event)
+        self.is_catching_up = True
+        for event in backlog:
+            if isinstance(event, Woken):
+                self.post(event)
+        self.is_catching_up = False
+        self._witness.saw_awakening(self)
+        for event in backlog:
+            if not isinstance(event, Woken):
+                self.post(event)
 
     def post(self, event: Event) -> None:
         """Something happened; a node that is down never hears of it."""
@@ -252,8 +262,14 @@ class Node:
                 boot.runtime.go_on(task, fence)
             case StopRun(task, fence):
                 boot.runtime.stop(task, fence)
+            case Collect(task, fence, executor):
+                self._later(self._world.now + 0.1, lambda: self._collect(task, fence, executor))
             case Penalize(peer, reason):
                 self._witness.saw_penalty(self, peer, reason)
+
+    def _collect(self, task: TaskId, fence: int, executor: PeerId) -> None:
+        is_there = self._world.can_reach(self, executor)
+        self.post(Collected(task, fence, "" if is_there else "the executor is out of reach"))
 
     def _build_runtime(self, rng: Random) -> Runtime:
         world = self._world
@@ -265,7 +281,7 @@ class Node:
             clock=lambda: world.now,
             schedule=lambda wait, act: self._later(world.now + wait, act),
             post=self.post,
-            can_fetch=lambda run: world.can_fetch(self, run),
+            can_fetch=lambda run: world.can_reach(self, run.buyer),
         )
 
     def _later(self, at: float, act: Callable[[], None]) -> None:

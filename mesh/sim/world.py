@@ -175,13 +175,13 @@ class World:
                 event = OfferReceived(liar.publish(signed) if liar else signed)
                 self.schedule(at, lambda node=node, event=event: node.post(event))  # type: ignore[misc]
 
-    def can_fetch(self, source: Node, run: Run) -> bool:
-        """Whether the inputs of a run can be had now."""
-        buyer = self._by_peer.get(run.buyer)
-        if buyer is None or not buyer.is_up:
+    def can_reach(self, source: Node, peer: PeerId) -> bool:
+        """Whether *source* can fetch from *peer* now: inputs of a run, or its results."""
+        other = self._by_peer.get(peer)
+        if other is None or not other.is_up:
             return False
-        there = self.network.reaches(source.index, buyer.index)
-        return there and self.network.reaches(buyer.index, source.index)
+        there = self.network.reaches(source.index, other.index)
+        return there and self.network.reaches(other.index, source.index)
 
     def crashed(self, source: Node, event: Event, error: Exception) -> None:
         """A kernel raised: its own broken invariant, or a peer's garbage that was not caught."""
@@ -312,8 +312,10 @@ class World:
         if self.options.byzantine:
             return
         for plan in self.plans.values():
+            if not plan.is_modest:
+                continue
             record = self.nodes[plan.buyer].kernel.records.get(plan.order.task)
-            if plan.is_modest and record is not None and record.state is not State.DONE:
+            if record is not None and record.state is not State.DONE:
                 told = format_task(plan.order.task)
                 raise Violation("L1", f"{told} was easy, and {record.state}: {record.reason}")
 
