@@ -46,6 +46,7 @@ from mesh.messages import (
 from mesh.notices import Hosted
 from mesh.resources.capacity import Capacity
 from mesh.resources.pool import Pool
+from mesh.runtime.manifest import FUEL_MAX, WALL_MS_MAX
 from mesh.sansio import (
     Action,
     AppendEntry,
@@ -63,6 +64,10 @@ from mesh.sansio import (
 )
 
 _RENEWS_OPEN_MAX = 8
+_TTL_MS_MIN = 1_000
+"""A shorter lease would be nothing but renewals."""
+_TTL_MS_MAX = 3_600_000
+_DEADLINE_MS_MAX = 10 * 366 * 86_400_000
 _MODULES_MAX = 64
 
 
@@ -123,7 +128,11 @@ class Tenancies:
     def ask(
         self, peer: PeerId, ask: Ask, free: Capacity, outlook: tuple[Outlook, ...], now: float
     ) -> list[Action]:
-        """Bid and hold, or refuse with the reason. A repeated ask gets the same bid."""
+        """Bid and hold, or refuse with the reason. A repeated ask gets the same bid.
+
+        Raises PeerError for an ask that nobody could mean.
+        """
+        _check_ask(ask)
         held = self._holds.get(ask.task)
         if held and held.buyer == peer and held.ask.round == ask.round:
             return [Send(peer, held.bid)]
@@ -262,15 +271,13 @@ class Tenancies:
             body = check_entry(entry, self._identity.verify)
         except BadEntry as error:
             raise PeerError(f"a bad closing entry: {error}") from None
-        answer = tenancy.answer
-        closing = answer.terms if isinstance(answer, Done) else answer.void_terms
-        kind = Kind.SETTLE if isinstance(answer, Done) else Kind.VOID
-        if (body.author, body.kind, body.terms) != (peer, kind, closing):
+        if (body.author, body.deal.ref) != (peer, tenancy.alloc_id):
             raise PeerError("a closing entry for something else")
-        what = "settled" if kind is Kind.SETTLE else "void"
+        # We signed its terms, though perhaps not last: a Settled may cross a Revoked on its way.
+        what = "settled" if body.kind is Kind.SETTLE else "void"
         return [
             AppendEntry(settled.entry, is_own=False),
-            self._tell(tenancy, what, f"{Terms.decode(closing).amount} µcr"),
+            self._tell(tenancy, what, f"{body.deal.amount} µcr"),
             *self._forget(tenancy),
         ]
 
@@ -449,6 +456,16 @@ class Tenancies:
 
     def _tell(self, tenancy: Tenancy, what: str, reason: str) -> Notify:
         return Notify(Hosted(tenancy.task, tenancy.fence, tenancy.buyer, what, reason))
+
+
+def _check_ask(ask: Ask) -> None:
+    """That the numbers of an ask fit into terms and timers. Raises PeerError."""
+    if not _TTL_MS_MIN <= ask.ttl_ms <= _TTL_MS_MAX:
+        raise PeerError("an ask for a lease of absurd length")
+    if ask.deadline_ms > _DEADLINE_MS_MAX or ask.work.wall_ms > WALL_MS_MAX:
+        raise PeerError("an ask with no end")
+    if ask.work.fuel > FUEL_MAX or ask.fee > ask.max_price:
+        raise PeerError("an ask with absurd numbers")
 
 
 def _decode_entry(data: bytes) -> Entry:
