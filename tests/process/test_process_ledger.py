@@ -1,0 +1,82 @@
+"""A ledger whose process is killed at any moment keeps every entry that it acknowledged."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "ledger"))
+
+from ledger_deals import ALICE, BOB, NET, Chain
+
+from ledger.store import Store
+
+DEALS = Path(__file__).parents[1] / "unit" / "ledger"
+ROOT = Path(__file__).parents[2]
+ROUNDS = 5
+# Goes on where the file ends, as a node does after a crash; a line is an acknowledgement.
+WRITER = f"""
+import sys
+from pathlib import Path
+sys.path[:0] = {[str(ROOT), str(DEALS)]!r}
+from ledger_deals import ALICE, BOB, NET, Chain
+from ledger.store import Store
+with Store.open(Path(sys.argv[1])) as store:
+    chain = Chain(BOB, store.head(BOB.key, NET))
+    while True:
+        alloc = chain.alloc(ALICE)
+        store.append_own([alloc])
+        print(alloc.id.hex(), flush=True)
+        settle = chain.settle(ALICE, alloc)
+        store.append_own([settle])
+        print(settle.id.hex(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_no_acknowledged_entry_is_lost_by_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    dice = random.Random(7)
+    acknowledged: list[str] = []
+    for _ in range(ROUNDS):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        assert writer.stdout is not None
+        with writer, writer.stdout:
+            some = dice.randrange(1, 60)
+            acknowledged += [writer.stdout.readline().strip() for _ in range(some)]
+            writer.kill()
+            # What was told before the kill and still lies in the pipe counts, whole lines only.
+            acknowledged += [line.strip() for line in writer.stdout if line.endswith("\n")]
+        with Store.open(path) as store:
+            kept = [entry.id.hex() for entry in store.chain(BOB.key)]
+            assert set(acknowledged) <= set(kept)
+            assert store.scan() == len(kept)
+            seqs = [entry.content.seq for entry in store.chain(BOB.key)]
+            assert seqs == list(range(len(kept)))
+    assert len(acknowledged) >= ROUNDS
+
+
+def test_two_processes_on_one_file_cannot_fork_the_chain(tmp_path: Path) -> None:
+    """The loser of a race is told, since the link is checked within the transaction."""
+    path = tmp_path / "ledger.sqlite"
+    with Store.open(path) as store:
+        store.append_own([Chain(BOB).alloc(ALICE)])
+        late = (
+            f"import sys\nsys.path[:0] = {[str(ROOT), str(DEALS)]!r}\n"
+            "from pathlib import Path\nfrom ledger_deals import *\n"
+            "from ledger.store import Store\nfrom ledger.errors import BrokenChain\n"
+            "with Store.open(Path(sys.argv[1])) as store:\n"
+            "    try: store.append_own([Chain(BOB).alloc(CAROL)])\n"
+            "    except BrokenChain as error: print(error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", late, str(path)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "seq 0 where 1 follows\n"
+        assert store.head(BOB.key, NET).seq == 1
