@@ -15,7 +15,6 @@ from itertools import count
 from typing import Protocol, TypeAlias
 
 import trio
-from trio import TaskStatus
 
 from mesh.sansio import (
     Action,
@@ -72,11 +71,9 @@ class Driver:
         *,
         persist: Callable[[Sequence[Durable]], Awaitable[None]],
         perform: Callable[[Action], None],
-        task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Run for ever. *persist* returns when it is on disk; *perform* never waits."""
         await self._turn([Started()], persist, perform)
-        task_status.started()
         while True:
             await self._turn(await self._wait(), persist, perform)
 

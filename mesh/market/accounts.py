@@ -6,12 +6,12 @@ nothing. A closing entry is kept for a while, so that a seller who missed it get
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ledger import chain
 from ledger.chain import Head
 from ledger.keys import terms_message
-from ledger.model import Entry, Terms
+from ledger.model import Entry, Kind, Terms
 from mesh.errors import PeerError
 from mesh.ids import EntryId, PeerId, TaskId
 from mesh.market import terms as contract
@@ -112,3 +112,15 @@ class Accounts:
         if len(self._closings) > CLOSINGS_MAX:
             del self._closings[next(iter(self._closings))]
         return entry, [AppendEntry(data, is_own=True), Send(peer, Settled(*key, data))]
+
+
+def open_allocs(entries: Iterable[Entry]) -> dict[Key, Entry]:
+    """The awards of a chain, in order, that nothing has closed: what a restart takes up again."""
+    allocs: dict[bytes, Entry] = {}
+    for entry in entries:
+        if entry.content.kind is Kind.ALLOC:
+            allocs[entry.id] = entry
+        else:
+            allocs.pop(entry.content.deal.ref, None)
+    deals = ((entry.content.deal, entry) for entry in allocs.values())
+    return {(TaskId(deal.nonce), deal.fence): entry for deal, entry in deals}

@@ -1,0 +1,373 @@
+"""The desk: the node's side of the door. Checks what clients ask, tells what the node knows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from time import time_ns
+from typing import TypeVar
+
+import trio
+from attrs import frozen
+
+from ledger import audit
+from ledger.chain import Head
+from ledger.keys import entry_message, terms_message, verify
+from ledger.model import INPUTS_MAX, Entry, Kind
+from ledger.store import Store
+from mesh.api.door import BidRequest, Finding, NodeView, Numbered, PeerView, ReceiptView
+from mesh.broadcast import Broadcast
+from mesh.driver import Driver
+from mesh.errors import MeshError, NotFound, Refused, Unavailable
+from mesh.ids import (
+    RAW,
+    Cid,
+    EntryId,
+    PeerId,
+    TaskId,
+    cid_of,
+    format_cid,
+    format_task,
+    task_id,
+)
+from mesh.kernel import Kernel
+from mesh.market.order import Order, State, TaskRecord
+from mesh.messages import Work
+from mesh.network.network import Network
+from mesh.performer import Performer
+from mesh.resources.capacity import Capacity
+from mesh.runtime import manifest
+from mesh.runtime.execution import MODULE_MAX, Workshop, differences
+from mesh.runtime.manifest import Job, check_module
+from mesh.sansio import CancelRequested, Submitted
+from mesh.storage import files
+from mesh.storage.disk import DiskBlocks
+
+TIER = "T0: no seller is owed more than the line it set; balances are sums, not spendable credit"
+PRICE_MAX = 2**53
+STDOUT_MAX = 1 << 20
+ADMISSION_S = 10.0
+T = TypeVar("T")
+
+
+@frozen
+class Desk:
+    """Implements api.door.Door for one running node."""
+
+    kernel: Kernel
+    driver: Driver
+    broadcast: Broadcast
+    performer: Performer
+    workshop: Workshop
+    network: Network
+    blocks: DiskBlocks
+    ledger: Store
+    ledger_limiter: trio.CapacityLimiter
+    scratch: Path
+    agent: str
+    started_at: float
+
+    # --- tasks ----------------------------------------------------------------------------------
+
+    async def bid(self, request: BidRequest) -> TaskId:
+        """Admit a task. The same idempotency key gives the same task. Raises Refused."""
+        task = task_id(self.kernel.identity.peer, request.idempotency_key)
+        if task in self.kernel.records:
+            return task
+        why_full = self.kernel.why_full()
+        if why_full:
+            raise Refused(why_full, "wait for some to end, or use another node")
+        check_request(request)
+        work = await trio.to_thread.run_sync(self._prepare, task, request)
+        order = Order(
+            task=task,
+            name=request.name,
+            work=work,
+            max_price=request.max_price,
+            fee=request.fee,
+            priority=request.priority,
+            deadline_ms=request.deadline_ms,
+        )
+        async with self.broadcast.follow(task) as notices:
+            await self.driver.post(Submitted(order))
+            with trio.move_on_after(ADMISSION_S) as waiting:
+                await notices.receive()
+        if waiting.cancelled_caught:
+            raise Unavailable("the node is too busy to admit a task; ask again")
+        return task
+
+    def task(self, task: TaskId) -> TaskRecord:
+        """Raises NotFound."""
+        record = self.kernel.records.get(task)
+        if record is None:
+            raise NotFound(f"{format_task(task)} is no task of this node", "mesh ps lists them")
+        return record
+
+    def tasks(self) -> Sequence[TaskRecord]:
+        return tuple(self.kernel.records.values())
+
+    async def cancel(self, task: TaskId) -> None:
+        """Raises NotFound. Cancelling an ended task changes nothing."""
+        self.task(task)
+        await self.driver.post(CancelRequested(task))
+
+    def follow(
+        self, task: TaskId | None
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Numbered]]:
+        """Notices from now on. Bounded: a slow reader sees gaps in the numbers."""
+        return self.broadcast.follow(task)
+
+    def _prepare(self, task: TaskId, request: BidRequest) -> Work:
+        """Check the module, keep the inputs, write the manifest."""
+        for what, root in (("module", request.module), *request.inputs):
+            if not self.blocks.has(root):
+                raise NotFound(
+                    f"{what}: {format_cid(root)} is not at this node", "put the file first"
+                )
+        check_module(self._read(request.module, MODULE_MAX))
+        job = Job(
+            module=request.module,
+            args=request.args,
+            env=request.env,
+            inputs=request.inputs,
+            fuel=request.fuel,
+            memory=request.memory,
+            disk=request.disk,
+            wall_ms=request.wall_ms,
+            seed=task,
+            t0_ns=time_ns(),
+            stdout_max=STDOUT_MAX,
+        )
+        data = manifest.encode(job)
+        cid = cid_of(RAW, data)
+        self.blocks.put(cid, data)
+        roots = tuple(root for _, root in request.inputs)
+        for root in (cid, request.module, *roots):
+            self.blocks.pin(root, f"task {format_task(task)}")
+        return Work(
+            job=cid,
+            module=request.module,
+            inputs=roots,
+            needs=Capacity(request.cpu_milli, request.memory, request.disk, slots=1),
+            fuel=request.fuel,
+            wall_ms=request.wall_ms,
+            features=request.features,
+        )
+
+    def _read(self, cid: Cid, bytes_max: int) -> bytes:
+        data = bytearray()
+        for chunk in files.read_file(self.blocks, cid):
+            data += chunk
+            if len(data) > bytes_max:
+                raise Refused(f"the module has more than {bytes_max >> 20} MiB")
+        return bytes(data)
+
+    # --- the node -------------------------------------------------------------------------------
+
+    def status(self) -> NodeView:
+        """This node, now."""
+        kernel = self.kernel
+        states = [record.state for record in kernel.records.values()]
+        head: Head = kernel.head
+        return NodeView(
+            peer=kernel.identity.peer,
+            agent=self.agent,
+            addresses=self.network.addresses(),
+            uptime_ms=int((trio.current_time() - self.started_at) * 1000),
+            sold=kernel.sold(),
+            free=kernel.free(),
+            offer=kernel.offer,
+            tasks_waiting=sum(state in (State.WAITING, State.ASKING) for state in states),
+            tasks_running=sum(state in (State.AWARDED, State.RUNNING) for state in states),
+            tasks_hosted=kernel.hosted(),
+            peers=len(self.network.connected()),
+            posted=head.posted,
+            pending=head.pending,
+            earned=self.performer.earned,
+            tier=TIER,
+            storage="embedded",
+            counters=tuple(sorted(self._counters().items())),
+        )
+
+    def peers(self) -> Sequence[PeerView]:
+        """Everybody connected or on offer."""
+        now = trio.current_time()
+        connected = set(self.network.connected())
+        listings = self.kernel.book.listings
+        views = []
+        for peer in sorted(connected | set(listings)):
+            listing = listings.get(peer)
+            views.append(
+                PeerView(
+                    peer=peer,
+                    addresses=self.network.addresses_of(peer),
+                    connected=peer in connected,
+                    offer=listing.offer if listing else None,
+                    offer_age_ms=int((now - listing.heard_at) * 1000) if listing else -1,
+                )
+            )
+        return views
+
+    def _counters(self) -> dict[str, int]:
+        counters = {
+            **self.kernel.statistics(),
+            **{f"size_{name}": size for name, (size, _) in self.kernel.sizes().items()},
+            **{f"network_{name}": count for name, count in self.network.statistics().items()},
+            **{f"blocks_{name}": count for name, count in self.blocks.statistics().items()},
+            **self.performer.tally,
+            **self.broadcast.tally,
+            "inbox_dropped": self.driver.dropped,
+        }
+        return {name: count for name, count in counters.items() if count}
+
+    # --- money ----------------------------------------------------------------------------------
+
+    async def receipts(self, task: TaskId | None, limit: int) -> Sequence[ReceiptView]:
+        """Newest first."""
+        entries = await self._in_ledger(lambda: self.ledger.newest(limit, task))
+        return [view_of(entry) for entry in entries]
+
+    async def audit(self, task: TaskId | None, rerun: bool) -> AsyncIterator[Finding]:
+        """Check signatures, chain, amounts and totals; with *rerun* run the tasks again."""
+        entries = await self._in_ledger(lambda: list(self.ledger.entries()))
+        by_id = {entry.id: entry for entry in entries}
+        found = await trio.to_thread.run_sync(lambda: list(audit.findings(entries)))
+        for finding in found:
+            about = by_id.get(finding.entry_id)
+            subject = TaskId(about.content.deal.nonce) if about else None
+            if task is None or subject == task or not finding.is_good:
+                yield Finding(
+                    entry=EntryId(finding.entry_id) if about else None,
+                    task=subject,
+                    check=finding.check,
+                    is_good=finding.is_good,
+                    detail=finding.detail,
+                )
+        if rerun:
+            for record in [self.task(task)] if task else self.tasks():
+                if record.settle is not None:
+                    yield await self._rerun(record, by_id)
+
+    async def _rerun(self, record: TaskRecord, entries: dict[bytes, Entry]) -> Finding:
+        """Run a settled task once more, and compare all that its bill rests on."""
+        order, first = record.order, record.result
+        assert record.settle is not None
+        assert first is not None
+        entry = entries.get(record.settle)
+        if first.status in ("cancelled", "wall-limit"):
+            is_good, detail = True, f"{first.status}: not re-runnable, billed as reported"
+        elif entry is None:
+            is_good, detail = False, "its receipt is not in the ledger"
+        else:
+            try:
+                again = await self.workshop.execute(
+                    order.work, None, f"audit-{order.task.hex()}", lambda _: None
+                )
+            except MeshError as error:
+                is_good, detail = False, f"could not be run again: {error}"
+            else:
+                deal = entry.content.deal
+                wrong = differences(first, again)
+                if again.fuel != deal.fuel or (again.output, again.stdout, again.stderr) != tuple(
+                    deal.outputs
+                ):
+                    wrong.append("receipt")
+                is_good = not wrong
+                same = f"{again.fuel} fuel again, outputs equal"
+                detail = f"differs in {', '.join(wrong)}" if wrong else same
+        return Finding(record.settle, order.task, "rerun", is_good, detail)
+
+    async def _in_ledger(self, read: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(read, limiter=self.ledger_limiter)
+
+    # --- files ----------------------------------------------------------------------------------
+
+    async def put_file(self, name: str, chunks: AsyncIterator[bytes]) -> Cid:
+        """Import a file and pin it. Raises Refused."""
+        async with await trio.open_file(self.scratch / f"upload-{time_ns()}", "wb") as file:
+            path = Path(str(file.name))
+            try:
+                async for chunk in chunks:
+                    await file.write(chunk)
+                await file.flush()
+                link = await trio.to_thread.run_sync(files.add_path, self.blocks, path)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(path.unlink)
+        await trio.to_thread.run_sync(self.blocks.pin, link.cid, f"upload {name}"[:256])
+        return link.cid
+
+    async def get_file(self, cid: Cid, path: str) -> AsyncIterator[bytes]:
+        """The bytes of the file at *path* ("" for the CID itself). Raises NotFound."""
+        target = await trio.to_thread.run_sync(files.resolve, self.blocks, cid, path)
+        chunks: Iterator[bytes] = files.read_file(self.blocks, target)
+        while True:
+            chunk = await trio.to_thread.run_sync(next, chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    async def list_files(self, cid: Cid) -> Sequence[tuple[str, int]]:
+        """(path, size) of every file below a directory CID. Raises NotFound."""
+        items = await trio.to_thread.run_sync(files.list_dir, self.blocks, cid)
+        return [(item.path, item.size) for item in items if not item.is_folder]
+
+
+def check_request(request: BidRequest) -> None:
+    """What the market needs of a bid, beyond what a job needs. Raises Refused: which and why."""
+    if not 1 <= request.max_price <= PRICE_MAX:
+        raise Refused("max_price: must be above 0", "mesh submit --max-price 0.50")
+    if not 0 <= request.fee <= request.max_price:
+        raise Refused(
+            f"fee: {request.fee} µcr is above max_price, which includes it", "lower the fee"
+        )
+    if request.deadline_ms < 100:
+        raise Refused("deadline: is less than 0.1 s away", "mesh submit --deadline 10m")
+    if not 10 <= request.cpu_milli <= 1_000_000:
+        raise Refused("cpus: must be between 0.01 and 1000")
+    if len(request.inputs) > INPUTS_MAX:
+        raise Refused(f"inputs: at most {INPUTS_MAX}", "put them into one folder")
+    if len(request.name) > 128 or len(request.features) > 16:
+        raise Refused("name or features: too long")
+
+
+def view_of(entry: Entry) -> ReceiptView:
+    """A ledger entry for people."""
+    body = entry.content
+    deal = body.deal
+    good = [
+        verify(body.peer, terms_message(body.terms), body.peer_sig),
+        verify(body.author, entry_message(entry.id), entry.sig),
+    ]
+    return ReceiptView(
+        entry=EntryId(entry.id),
+        kind=body.kind.name,
+        task=TaskId(deal.nonce),
+        fence=deal.fence,
+        buyer=PeerId(deal.buyer),
+        seller=PeerId(deal.seller),
+        amount=deal.amount,
+        reserve=deal.reserve,
+        fuel=deal.fuel,
+        price=deal.price,
+        fee=deal.fee,
+        exit_code=deal.exit,
+        meter=deal.meter,
+        module=Cid(deal.module),
+        outputs=tuple(Cid(output) for output in deal.outputs),
+        seq=body.seq,
+        wall_ms=body.hlc >> 16,
+        signatures_good=sum(good),
+        raw=entry.encode(),
+    )
+
+
+def earned_by(seller: PeerId, entries: Iterable[Entry]) -> int:
+    """µcr settled in favour of *seller*."""
+    bodies = (entry.content for entry in entries)
+    return sum(
+        body.deal.amount
+        for body in bodies
+        if body.kind is Kind.SETTLE and body.deal.seller == seller
+    )

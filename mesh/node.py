@@ -1,0 +1,343 @@
+"""The composition root: builds a node from its configuration, runs it, and takes it down.
+
+The only file that knows every shell. Up: folders, key, files, kernel, network, sandbox, doors.
+Down: runs given up with their reason, doors, sandbox, network, files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+from time import time_ns
+
+import trio
+from attrs import evolve, frozen
+
+import mesh
+from ledger.chain import Head
+from ledger.errors import LedgerError
+from ledger.store import Store
+from mesh import codec
+from mesh.api.monitor import open_monitor
+from mesh.api.server import open_api
+from mesh.broadcast import Broadcast
+from mesh.config import Config
+from mesh.desk import Desk, earned_by
+from mesh.driver import Driver
+from mesh.errors import ConfigError, MeshError, PeerError, Unavailable
+from mesh.identity.keys import NodeKey, identity, load, load_or_create
+from mesh.ids import PeerId, format_peer
+from mesh.kernel import Kernel
+from mesh.market.accounts import open_allocs
+from mesh.market.bidding import Shop
+from mesh.market.policy import Policy
+from mesh.network.network import BLOCKS, Network, NetworkConfig, open_network
+from mesh.paths import Home
+from mesh.performer import Performer
+from mesh.resources.probe import Probe, ThisMachine, watch
+from mesh.runtime.execution import Workshop
+from mesh.runtime.supervisor import open_supervisor
+from mesh.sansio import OfferReceived, Received
+from mesh.storage.disk import DiskBlocks
+from mesh.storage.journal import Journal, open_journal
+from mesh.storage.transfer import serve
+
+NET = b"mesh/1\0\0"
+"""The network's name in every ledger entry, 8 bytes."""
+SPEED = 500_000
+"""Fuel per ms and core that a node claims before its own runs have corrected it."""
+LEAVE_S = 2.0
+SWEEP_EVERY_S = 600.0
+SWEEP_GRACE_S = 3_600.0
+
+Announce = Callable[[Mapping[str, object]], None]
+
+
+def main(config: Config, home: Home, *, announce: Announce) -> int:
+    """Run a node until it is told to stop; the exit code.
+
+    *announce* hears once what runs where. Raises MeshError for what a person must mend. A broken
+    invariant of our own leaves a record that `mesh sim --replay` takes, and is raised.
+    """
+    try:
+        trio.run(_run, config, home, announce)
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+    except LedgerError as error:
+        raise Unavailable(f"the ledger: {error}") from error
+    return 0
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first: a person's mistake before its consequences."""
+    leaves = list(_leaves(group))
+    for kind in (MeshError, LedgerError):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return Unavailable(f"the ledger: {leaf}") if kind is LedgerError else leaf
+    return group
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
+
+
+async def _run(config: Config, home: Home, announce: Announce) -> None:
+    with ExitStack() as stack:
+        files = stack.enter_context(_open_files(config, home))
+        kernel = _build_kernel(config, home, files)
+        driver = Driver(kernel)
+        await _serve(config, home, files, kernel, driver, announce)
+
+
+@frozen
+class _Files:
+    """All that is on disk."""
+
+    key: NodeKey
+    is_new_key: bool
+    key_path: Path
+    journal: Journal
+    ledger: Store
+    blocks: DiskBlocks
+    scratch: Path
+    epoch: int
+
+
+@contextmanager
+def _open_files(config: Config, home: Home) -> Iterator[_Files]:
+    for folder in (home.state, home.data, home.run):
+        _make_private(folder)
+    key_path = Path(config.identity.key_file) if config.identity.key_file else home.key_file
+    is_new_key = not config.identity.key_file and not key_path.exists()
+    key = load(key_path) if config.identity.key_file else load_or_create(key_path)
+    scratch = home.data / "scratch"
+    with ExitStack() as stack:
+        blocks = DiskBlocks(home.data / "blocks", config.storage.quota)
+        stack.callback(blocks.close)
+        shutil.rmtree(scratch, ignore_errors=True)  # ours alone: the store's lock is held
+        _make_private(scratch)
+        journal = stack.enter_context(open_journal(home.state / "node.sqlite"))
+        ledger = stack.enter_context(Store.open(home.state / "ledger.sqlite"))
+        epoch = journal.next_epoch()
+        yield _Files(key, is_new_key, key_path, journal, ledger, blocks, scratch, epoch)
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(
+            "MESH_HOME", f"{folder} cannot be made: {error.strerror}", "choose another folder"
+        ) from None
+
+
+def _build_kernel(config: Config, home: Home, files: _Files) -> Kernel:
+    machine = Probe(ThisMachine(), trio.current_time).capacity(home.data)
+    policy = evolve(
+        Policy(),
+        candidates=config.market.candidates,
+        window_ms=config.market.window_ms,
+        ttl_ms=config.market.lease_ttl_s * 1000,
+    )
+    shop = Shop(
+        machine=machine,
+        sold=config.sell.capacity(machine),
+        price=config.sell.price,
+        speed=SPEED,
+        features=("wasm",) if config.sell.enabled else (),
+        agent=_agent(),
+    )
+    own = list(files.ledger.chain(files.key.peer))
+    return Kernel(
+        identity(files.key),
+        policy,
+        Random(),  # noqa: S311  (spreads load; nothing secret rests on it)
+        head=Head.after(own[-1]) if own else Head.start(files.key.peer, NET),
+        records=files.journal.tasks(policy.tasks_ended_max),
+        tenancies=files.journal.tenancies(),
+        allocs=open_allocs(own),
+        epoch=files.epoch,
+        epoch_ms=time_ns() // 10**6 - int(trio.current_time() * 1000),
+        shop=shop,
+    )
+
+
+async def _serve(
+    config: Config, home: Home, files: _Files, kernel: Kernel, driver: Driver, announce: Announce
+) -> None:
+    async with AsyncExitStack() as stack:
+        network = await stack.enter_async_context(_join(config, home, files, driver))
+        supervisor = await stack.enter_async_context(
+            open_supervisor(home.data / "runtime", workers_max=max(1, kernel.sold().slots) + 1)
+        )
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        broadcast, limiter = Broadcast(), trio.CapacityLimiter(1)
+        performer = Performer(
+            driver=driver,
+            network=network,
+            blocks=files.blocks,
+            journal=files.journal,
+            ledger=files.ledger,
+            ledger_limiter=limiter,
+            broadcast=broadcast,
+            nursery=nursery,
+        )
+        workshop = Workshop(files.blocks, supervisor, performer.fetch, files.scratch)
+        performer.workshop = workshop
+        performer.earned = earned_by(files.key.peer, files.ledger.entries())
+        desk = Desk(
+            kernel=kernel,
+            driver=driver,
+            broadcast=broadcast,
+            performer=performer,
+            workshop=workshop,
+            network=network,
+            blocks=files.blocks,
+            ledger=files.ledger,
+            ledger_limiter=limiter,
+            scratch=files.scratch,
+            agent=_agent(),
+            started_at=trio.current_time(),
+        )
+        nursery.start_soon(performer.gossip)
+        nursery.start_soon(_sweep, files.blocks)
+        nursery.start_soon(watch, Probe(ThisMachine(), trio.current_time), driver.post)
+        nursery.start_soon(
+            partial(driver.drive, persist=performer.persist, perform=performer.perform)
+        )
+        facts = await _open_doors(config, home, stack, desk, network)
+        _write_facts(home, facts)
+        stack.callback(home.facts.unlink, missing_ok=True)
+        announce(
+            {
+                **facts,
+                "key": str(files.key_path),
+                "is_new_key": files.is_new_key,
+                "sold": kernel.sold(),
+                "price": config.sell.price,
+                "storage": "embedded store",
+            }
+        )
+        await _until_told(performer)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _join(
+    config: Config, home: Home, files: _Files, driver: Driver
+) -> AsyncIterator[Network]:
+    """The network, its frames and offers posted to the driver."""
+    met: list[Network] = []
+
+    def blame(peer: PeerId, error: PeerError) -> None:
+        for network in met:
+            network.penalize(peer, str(error))
+
+    def on_frame(peer: PeerId, frame: bytes) -> None:
+        try:
+            driver.post_nowait(Received(peer, codec.decode(frame)))
+        except PeerError as error:
+            blame(peer, error)
+
+    def on_offer(peer: PeerId, data: bytes) -> None:
+        try:
+            driver.post_nowait(OfferReceived(codec.decode_signed_offer(data)))
+        except PeerError as error:
+            blame(peer, error)
+
+    async def serve_blocks(peer: PeerId, request: bytes) -> bytes:
+        return await trio.to_thread.run_sync(serve, files.blocks, request)
+
+    settings = config.network
+    family = "ip6" if ":" in settings.listen_host else "ip4"
+    async with open_network(
+        NetworkConfig(
+            seed=files.key.seed,
+            listen=(f"/{family}/{settings.listen_host}/tcp/{settings.listen_port}",),
+            bootstrap=settings.bootstrap,
+            mdns=settings.mdns,
+            psk=_read_psk(settings.psk_file),
+            state_folder=home.state,
+            agent=_agent(),
+        ),
+        rng=Random(),  # noqa: S311  (jitter)
+        on_frame=on_frame,
+        on_offer=on_offer,
+        serve={BLOCKS: serve_blocks},
+    ) as network:
+        met.append(network)
+        yield network
+
+
+def _read_psk(path: str) -> str | None:
+    if not path:
+        return None
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise ConfigError(
+            "network.psk_file", f"{path}: {error.strerror}", "name a file with 64 hex digits"
+        ) from None
+
+
+async def _open_doors(
+    config: Config, home: Home, stack: AsyncExitStack, desk: Desk, network: Network
+) -> dict[str, object]:
+    settings = config.network
+    host = f"[{settings.grpc_host}]" if ":" in settings.grpc_host else settings.grpc_host
+    api = await stack.enter_async_context(
+        open_api(desk, address=f"{host}:{settings.grpc_port}", socket=home.socket)
+    )
+    monitor = await stack.enter_async_context(
+        open_monitor(desk, host=settings.grpc_host, port=settings.websocket_port)
+    )
+    return {
+        "peer": format_peer(network.peer),
+        "addresses": list(network.addresses()),
+        "grpc": f"{host}:{api.port}",
+        "socket": str(home.socket),
+        "websocket": f"ws://{host}:{monitor.port}",
+        "pid": os.getpid(),
+    }
+
+
+def _write_facts(home: Home, facts: Mapping[str, object]) -> None:
+    """node.json, whole or not at all: others wait for it."""
+    draft = home.facts.with_suffix(".tmp")
+    draft.write_text(json.dumps(facts, indent=1) + "\n")
+    draft.replace(home.facts)
+
+
+async def _sweep(blocks: DiskBlocks) -> None:
+    """Drop what nobody has pinned for a while."""
+    while True:
+        await trio.sleep(SWEEP_EVERY_S)
+        await trio.to_thread.run_sync(blocks.sweep, SWEEP_GRACE_S, trio.current_time())
+
+
+async def _until_told(performer: Performer) -> None:
+    """Wait for a signal; give up what runs here, so that others take it at once."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            break
+        if not await performer.give_up("its executor leaves the mesh"):
+            return
+        with trio.move_on_after(LEAVE_S):  # for the last messages to get out
+            async for _ in signals:  # the second one: at once
+                break
+
+
+def _agent() -> str:
+    return f"mesh/{mesh.__version__}"
