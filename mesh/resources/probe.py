@@ -54,12 +54,12 @@ class Machine(Protocol):
 
 
 class Probe:
-    """Measures the owner's load between one sample and the next; any thread may ask."""
+    """Measures the owner's load between one sample and the next."""
 
     def __init__(self, machine: Machine, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._machine = machine
-        self._clock = clock
-        self._since = self._read()
+        self._since = self._read(clock())
 
     def capacity(self, folder: Path) -> Capacity:
         """All that the machine has; disk: what is free where *folder* is, or will be."""
@@ -71,10 +71,11 @@ class Probe:
             slots=-(-cpu_milli // 1000),
         )
 
-    def sample(self) -> LoadSampled:
-        """The owner's load: processor time since the last sample, RAM now."""
-        before, (now, everybody, ours) = self._since, self._read()
-        self._since = now, everybody, ours
+    def sample(self, now: float) -> LoadSampled:
+        """The owner's load at *now* (of `clock`): processor time since the last sample, RAM now.
+        Looks at every process, which takes milliseconds: for a thread."""
+        before, self._since = self._since, self._read(now)
+        _, everybody, ours = self._since
         elapsed = max(1e-3, now - before[0])
         theirs = (everybody.cpu_s - before[1].cpu_s) - max(0.0, ours.cpu_s - before[2].cpu_s)
         return LoadSampled(
@@ -82,8 +83,8 @@ class Probe:
             memory=_within(everybody.memory - ours.memory, self._machine.memory()),
         )
 
-    def _read(self) -> tuple[float, Usage, Usage]:
-        return self._clock(), self._machine.everybody(), self._machine.ours()
+    def _read(self, now: float) -> tuple[float, Usage, Usage]:
+        return now, self._machine.everybody(), self._machine.ours()
 
 
 async def watch(
@@ -92,7 +93,7 @@ async def watch(
     """Post a sample early, and then one *every_s* seconds, until cancelled."""
     await trio.sleep(min(FIRST_S, every_s))
     while True:
-        await post(await trio.to_thread.run_sync(probe.sample))  # looks at every process: some ms
+        await post(await trio.to_thread.run_sync(probe.sample, probe.clock()))
         await trio.sleep(every_s)
 
 

@@ -65,44 +65,44 @@ def machine() -> Scripted:
 def test_our_own_work_is_not_the_owners_load(machine: Scripted) -> None:
     probe = Probe(machine, machine.clock)
     machine.runs(10, owner=0.5, mesh=3.0)
-    assert probe.sample() == LoadSampled(cpu_milli=500, memory=2 * GIB)
+    assert probe.sample(machine.now) == LoadSampled(cpu_milli=500, memory=2 * GIB)
 
 
 def test_each_sample_counts_from_the_one_before(machine: Scripted) -> None:
     probe = Probe(machine, machine.clock)
     machine.runs(10, owner=4.0, mesh=0.0)
-    probe.sample()
+    probe.sample(machine.now)
     machine.runs(5, owner=0.25, mesh=1.0)
-    assert probe.sample().cpu_milli == 250
+    assert probe.sample(machine.now).cpu_milli == 250
 
 
 def test_what_the_machine_did_before_us_does_not_count(machine: Scripted) -> None:
     machine.runs(10_000, owner=4.0, mesh=0.0)
     probe = Probe(machine, machine.clock)
     machine.runs(10, owner=0.0, mesh=0.0)
-    assert probe.sample().cpu_milli == 0
+    assert probe.sample(machine.now).cpu_milli == 0
 
 
 def test_a_worker_whose_account_is_lost_makes_no_negative_work(machine: Scripted) -> None:
     probe = Probe(machine, machine.clock)
     machine.runs(10, owner=1.0, mesh=0.0)
     machine.our_s -= 9.0
-    assert probe.sample().cpu_milli == 1000
+    assert probe.sample(machine.now).cpu_milli == 1000
 
 
 def test_the_load_is_within_the_machine(machine: Scripted) -> None:
     probe = Probe(machine, machine.clock)
     machine.runs(10, owner=5.0, mesh=0.0)  # the kernel's accounts are kept in coarse ticks
     machine.all_memory = 12 * GIB
-    assert probe.sample() == LoadSampled(cpu_milli=4000, memory=8 * GIB)
+    assert probe.sample(machine.now) == LoadSampled(cpu_milli=4000, memory=8 * GIB)
     machine.runs(10, owner=-1.0, mesh=1.0)
     machine.all_memory = 0
-    assert probe.sample() == LoadSampled(cpu_milli=0, memory=0)
+    assert probe.sample(machine.now) == LoadSampled(cpu_milli=0, memory=0)
 
 
 def test_two_samples_at_one_moment_are_no_division_by_zero(machine: Scripted) -> None:
     probe = Probe(machine, machine.clock)
-    assert probe.sample().cpu_milli == 0
+    assert probe.sample(machine.now).cpu_milli == 0
 
 
 def test_capacity_is_all_that_the_machine_has(machine: Scripted, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ async def test_the_first_sample_comes_early_and_the_others_in_time(
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch, Probe(machine, machine.clock), post)
+        nursery.start_soon(watch, Probe(machine, trio.current_time), post)
     assert posted == pytest.approx([FIRST_S + EVERY_S * n for n in range(4)])
 
 
