@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple
 
@@ -233,7 +233,8 @@ async def open_bridge() -> AsyncIterator[Bridge]:
     A bug in a call cancels the body and is raised from here. One exception alone comes out of its
     group, so that the body's own errors can be caught by name.
     """
-    with _ungrouped():
+    lone: BaseException | None = None
+    try:
         async with trio.open_nursery() as thread:
             bridge = Bridge()
             started = trio.Event()
@@ -248,6 +249,12 @@ async def open_bridge() -> AsyncIterator[Bridge]:
                         bridge.close()
             finally:
                 bridge._leave_thread()
+    except BaseExceptionGroup as group:
+        lone = _lone(group)
+        if isinstance(lone, BaseExceptionGroup):
+            raise
+    if lone is not None:  # raised out here, its context stays its own
+        raise lone
 
 
 async def _run_thread(bridge: Bridge, started: trio.Event) -> None:
@@ -255,17 +262,11 @@ async def _run_thread(bridge: Bridge, started: trio.Event) -> None:
     await trio.to_thread.run_sync(bridge._live, started.set, limiter=limiter)
 
 
-@contextmanager
-def _ungrouped() -> Iterator[None]:
-    lone: BaseException | None = None
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        lone = group
-        while isinstance(lone, BaseExceptionGroup) and len(lone.exceptions) == 1:
-            lone = lone.exceptions[0]
-    if lone is not None:
-        raise lone
+def _lone(error: BaseException) -> BaseException:
+    """What is left of a group of one."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _answer_in(raised: BaseException) -> MeshError | None:

@@ -9,7 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from mesh.api.bridge import Bridge, Closed, Crashed, Send, open_bridge
+from mesh.api.bridge import Bridge, Send, open_bridge
+from mesh.api.faults import Closed, Crashed
 from mesh.errors import Corruption, MeshError, Refused
 
 
