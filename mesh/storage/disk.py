@@ -255,7 +255,7 @@ class DiskBlocks:
             with self._lock:
                 self._full += 1
             raise Unavailable(
-                f"the disk under {self._folder} is full: free some of it, or move storage.folder"
+                f"the disk under {self._folder} is full: free some of it, or move MESH_HOME"
             ) from error
 
     def _open_shards(self) -> None:
@@ -293,9 +293,9 @@ def _lock(path: Path) -> int:
         holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
         raise ConfigError(
-            "storage.folder",
+            "MESH_HOME",
             f"{path.parent} is open in process {holder}",
-            "stop that process, or give this node a folder of its own",
+            "stop that process, or give this node a home of its own",
         ) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())

@@ -15,9 +15,8 @@ import msgpack
 from attrs import define, field
 
 from mesh.errors import NotFound, PeerError, Refused, Unavailable
-from mesh.ids import RAW, Cid, check_cid, cid_codec, format_cid
+from mesh.ids import Cid, check_cid, format_cid
 from mesh.storage.blocks import BLOCK_BYTES_MAX, Blocks, matches
-from mesh.storage.unixfs import children
 
 VERSION = 1
 ASKED_MAX = 32
@@ -250,8 +249,3 @@ class Plan:
 
 def _take(queue: deque[T], count: int) -> list[T]:
     return [queue.popleft() for _ in range(min(count, len(queue)))]
-
-
-def below(cid: Cid, block: bytes) -> tuple[Cid, ...]:
-    """What to fetch after *block*. Raises PeerError."""
-    return () if cid_codec(cid) == RAW else children(cid, block)

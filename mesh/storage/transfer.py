@@ -15,11 +15,11 @@ from mesh.storage.exchange import (
     IN_FLIGHT_MAX,
     Plan,
     Tally,
-    below,
     decode_reply,
     encode_request,
     serve,
 )
+from mesh.storage.unixfs import children
 
 __all__ = ["Request", "Tally", "fetch", "serve"]
 
@@ -113,7 +113,7 @@ class _Fetch:
         return await trio.to_thread.run_sync(self._store, brought)
 
     def _store(self, brought: list[tuple[Cid, bytes]]) -> tuple[Cid, ...]:
-        links = tuple(link for cid, block in brought for link in below(cid, block))
+        links = tuple(link for cid, block in brought for link in children(cid, block))
         self.blocks.put_many(brought)
         return links
 
@@ -125,5 +125,5 @@ class _Fetch:
             if not self.blocks.has(cid):
                 missing.append(cid)
             elif cid_codec(cid) != RAW:
-                links.extend(below(cid, self.blocks.get(cid)))
+                links.extend(children(cid, self.blocks.get(cid)))
         return missing, links

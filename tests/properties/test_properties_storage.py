@@ -37,7 +37,7 @@ trees = st.recursive(
     lambda below: st.dictionaries(names, below, max_size=5),
     max_leaves=15,
 )
-Tree = bytes | dict[str, "Tree"]  # type: ignore[misc]
+Tree = bytes | dict[str, "Tree"]
 
 
 def add(tree: Tree, put: Callable[[Cid, bytes], None]) -> Link:
@@ -51,14 +51,14 @@ def read(blocks: MemoryBlocks, cid: Cid) -> Tree:
     items = list_dir(blocks, cid)
     if [item.path for item in items] == [""]:
         return b"".join(read_file(blocks, cid))
-    root: dict[str, Tree] = {}
+    folders: dict[str, dict[str, Tree]] = {"": {}}
     for item in items:
-        *above, name = item.path.split("/")
-        folder = root
-        for step in above:
-            folder = folder[step]  # type: ignore[assignment]
-        folder[name] = {} if item.is_folder else b"".join(read_file(blocks, item.cid))
-    return root
+        above, _, name = item.path.rpartition("/")
+        if item.is_folder:
+            folders[above][name] = folders[item.path] = {}
+        else:
+            folders[above][name] = b"".join(read_file(blocks, item.cid))
+    return folders[""]
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ import pytest
 
 from mesh.errors import ConfigError, Corruption, NotFound, Refused, Unavailable
 from mesh.ids import RAW, Cid, cid_of, format_cid
+from mesh.storage import disk
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.files import add_bytes, add_path, read_file
-from mesh.storage.pins import Pin
+from mesh.storage.pins import Pin, Pins
 
 QUOTA = 20_000_000
 DATA = b"content"
@@ -111,7 +113,7 @@ for index in itertools.count():
         said = [int(process.stdout.readline()) for _ in range(20)]
         with pytest.raises(ConfigError, match=f"is open in process {process.pid}") as caught:
             DiskBlocks(folder, QUOTA)
-        assert caught.value.key == "storage.folder"
+        assert caught.value.key == "MESH_HOME"
         process.kill()
     with DiskBlocks(folder, QUOTA) as store:
         here = [store.get(cid) for cid in store.cids()]
@@ -156,7 +158,7 @@ def test_a_full_disk_is_unavailable_and_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
-        with pytest.raises(Unavailable, match=r"is full: free some of it, or move storage\.folder"):
+        with pytest.raises(Unavailable, match="is full: free some of it, or move MESH_HOME"):
             store.put(CID, DATA)
     assert temporary_files(folder) == []
     assert not store.has(CID)
@@ -224,6 +226,14 @@ def test_pins_count_by_root_and_reason(store: DiskBlocks) -> None:
     store.unpin(CID, "result of t-1")
     with pytest.raises(NotFound, match="is not pinned for"):
         store.unpin(CID, "result of t-1")
+
+
+def test_another_fault_of_the_database_is_not_hidden(tmp_path: Path) -> None:
+    pins = Pins(tmp_path / "pins.sqlite")
+    pins._database.execute("DROP TABLE pins")
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        pins.add(CID, "mine")
+    pins.close()
 
 
 def test_only_what_is_wholly_here_can_be_pinned(store: DiskBlocks) -> None:
@@ -308,6 +318,31 @@ def test_a_sweep_with_a_broken_pin_removes_nothing(folder: Path, store: DiskBloc
     with pytest.raises(NotFound):
         store.sweep(0, 0)
     assert store.has(CID)
+
+
+def test_a_sweep_remembers_a_bounded_number_of_blocks(
+    store: DiskBlocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "DOOMED_MAX", 3)
+    store.put_many((cid_of(RAW, bytes([index])), bytes([index])) for index in range(5))
+    assert store.sweep(HOUR, 0.0) == 0
+    assert store.statistics()["doomed"] == 3
+    assert store.statistics()["sweep_deferred"] == 2
+    assert store.sweep(HOUR, HOUR) >= 3
+    store.sweep(HOUR, HOUR)
+    store.sweep(HOUR, 2 * HOUR)
+    assert list(store.cids()) == []
+
+
+def test_pins_on_a_full_disk_are_unavailable(tmp_path: Path) -> None:
+    pins = Pins(tmp_path / "pins.sqlite")
+    pins._database.execute("PRAGMA max_page_count = 4")  # SQLite's own idea of a full disk
+    pins.add(CID, "small")
+    with pytest.raises(Unavailable, match="no room"):
+        pins.add(CID, "large " * 10_000)
+    pins.add(CID, "small")
+    assert pins.all() == (Pin(CID, "small", 2),)
+    pins.close()
 
 
 def test_pins_and_sweeps_at_once_never_lose_a_pinned_block(store: DiskBlocks) -> None:

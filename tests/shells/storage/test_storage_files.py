@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.errors import Corruption, NotFound, PeerError, Refused
+from mesh.errors import Corruption, NotFound, PeerError, Refused, Unavailable
 from mesh.ids import DAG_PB, RAW, Cid, cid_of
 from mesh.storage import files
 from mesh.storage.blocks import Blocks, MemoryBlocks
@@ -144,6 +145,16 @@ def test_a_listing_of_a_file_is_the_file(store: MemoryBlocks) -> None:
     assert list_dir(store, root) == [Item("", root, 300_000, is_folder=False)]
 
 
+def test_files_within_their_nodes_are_listed_and_written(
+    store: MemoryBlocks, tmp_path: Path
+) -> None:
+    inline = put(store, body(0x0A, b"\x08\x02" + body(0x12, b"inline") + b"\x18\x06"))
+    root = import_dir({"a": inline}, store.put).cid
+    assert list_dir(store, root) == [Item("a", inline.cid, 6, is_folder=False)]
+    assert write_path(store, root, tmp_path / "back", bytes_max=6) == 6
+    assert contents(tmp_path / "back") == {"a": b"inline"}
+
+
 def test_a_path_resolves_with_any_slashes_around_it(store: MemoryBlocks, tree: Path) -> None:
     root = add_path(store, tree).cid
     assert resolve(store, root, "/sub//none/") == resolve(store, root, "sub/none")
@@ -255,6 +266,36 @@ def test_a_broken_block_is_never_written(tmp_path: Path) -> None:
         with pytest.raises(Corruption):
             write_path(disk, root, tmp_path / "back", bytes_max=BYTES_MAX)
     assert not (tmp_path / "back").exists()
+
+
+def test_names_that_are_one_on_this_disk_are_refused(
+    store: MemoryBlocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.mkdir
+
+    def mkdir(path: Path, mode: int = 0o777) -> None:
+        real(os.fspath(path).replace("/content/A", "/content/a"), mode)
+
+    none = import_dir({}, store.put)
+    root = import_dir({"a": none, "A": none}, store.put).cid
+    monkeypatch.setattr(os, "mkdir", mkdir)  # as on a disk that takes A and a for the same
+    with pytest.raises(Refused, match="two names are one on this disk"):
+        write_path(store, root, tmp_path / "back", bytes_max=0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_unavailable_and_nothing_is_left_behind(
+    store: MemoryBlocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rename(_source: Path, _target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    root = add_bytes(store, b"x").cid
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        with pytest.raises(Unavailable, match="is full"):
+            write_path(store, root, tmp_path / "back", bytes_max=1)
+    assert os.listdir(tmp_path) == []
 
 
 def test_paths_longer_than_the_disk_takes_are_refused(store: MemoryBlocks, tmp_path: Path) -> None:

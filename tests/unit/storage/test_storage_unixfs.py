@@ -166,6 +166,18 @@ def test_a_name_that_no_disk_takes_is_refused(name: str) -> None:
         import_dir({name: tiny(b"x")}, nowhere)
 
 
+def test_names_made_to_collide_are_refused_and_do_not_recurse_for_ever() -> None:
+    """Two names with all 64 bits of the hash in common, found by running murmur3 backwards."""
+    pair = ["4\x01qT_H>\x02E\x0eJ\x06euc\x12", "[\u06ffxOR\x08\x08\u062a\tw%+(u"]
+    assert [slot_of(pair[0], depth) for depth in range(8)] == [*b"\x01\x23\x45\x67\x89\xab\xcd\xef"]
+    x = tiny(b"x")
+    import_dir(dict.fromkeys(pair, x), nowhere)
+    crowd = [f"{index:0200}" for index in range(1_200)]
+    import_dir(dict.fromkeys([*crowd, pair[0]], x), nowhere)
+    with pytest.raises(Refused, match="same 64-bit hash"):
+        import_dir(dict.fromkeys([*crowd, *pair], x), nowhere)
+
+
 def test_what_was_imported_decodes_to_the_same() -> None:
     blocks: dict[Cid, bytes] = {}
     file = import_file([seeded(2 * CHUNK_BYTES + 1)], blocks.__setitem__)
