@@ -116,7 +116,10 @@ def _keep(path: Path, code: bytes) -> None:
     """Write it whole or not at all; the oldest make room."""
     partial = path.with_suffix(f".{os.getpid()}")
     try:
-        partial.write_bytes(code)
+        with partial.open("wb") as file:
+            file.write(code)
+            file.flush()
+            os.fsync(file.fileno())  # native code must never be half of what was compiled
         partial.rename(path)
         _make_room(path.parent)
     except OSError as error:

@@ -6,6 +6,7 @@ wall time by a clock that pauses with it, its process by SIGKILL, its files by r
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -229,7 +230,7 @@ class Supervisor:
 
     async def _follow(self, run: _Run, job: Job, on_progress: Callable[[int], None]) -> Ended:
         """Listen to the worker until it has ended, or is late."""
-        told = trio.current_time()
+        told = -math.inf
         while True:
             report = await self._next_report(run, job)
             match report:

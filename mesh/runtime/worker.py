@@ -164,7 +164,7 @@ def _initial_memory(module: Module) -> int:
 
 
 def _run(connection: socket.socket, job: Job, guest: Guest, wasi: Wasi) -> Report:
-    last = time.monotonic()
+    last = -REPORT_S
 
     def report_progress() -> None:
         nonlocal last
