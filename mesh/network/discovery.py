@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.tools.anyio_service import background_trio_service
+from multiaddr.exceptions import Error as MultiaddrError
 from multiaddr.multiaddr import Multiaddr
 
 from mesh.errors import Unavailable
@@ -153,9 +154,7 @@ class Discovery:
             stored = []
         known = self.known.addresses_of(from_libp2p(peer))
         named = [a for info in self.bootstrap if info.peer_id == peer for a in info.addrs]
-        return [
-            Multiaddr(t) for t in dict.fromkeys([*map(_bare, stored), *map(_bare, named), *known])
-        ]
+        return _multiaddrs(dict.fromkeys([*map(_bare, stored), *map(_bare, named), *known]))
 
     async def _ask_for(self, peer: ID) -> list[Multiaddr]:
         with contain(self.tally, "find_peer"):
@@ -170,7 +169,7 @@ class Discovery:
         named = {info.peer_id: info for info in self.bootstrap if info.peer_id != mine}
         for peer, addresses in self.known.newest(self.config.remembered):
             there = to_libp2p(peer)
-            named.setdefault(there, PeerInfo(there, [Multiaddr(a) for a in addresses]))
+            named.setdefault(there, PeerInfo(there, _multiaddrs(addresses)))
         return list(named.values())
 
     async def _stay_connected(self, info: PeerInfo) -> None:
@@ -261,6 +260,15 @@ class Discovery:
             await trio.to_thread.run_sync(save_known, self.folder, self.known.encode())
         except OSError:
             self.tally["known_peers_unsaved"] += 1
+
+
+def _multiaddrs(texts: Iterable[str]) -> list[Multiaddr]:
+    """Those of *texts* that are addresses: the store on disk may have been edited."""
+    found: list[Multiaddr] = []
+    for text in texts:
+        with suppress(ValueError, LookupError, MultiaddrError):
+            found.append(Multiaddr(text))
+    return found
 
 
 def _bare(address: Multiaddr) -> str:
