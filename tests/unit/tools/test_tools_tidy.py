@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-TIDY = Path(__file__).resolve().parents[3] / "tools" / "tidy.py"
 Source = Callable[[str], Iterator[str]]
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
-    spec = importlib.util.spec_from_file_location("tidy", TIDY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: Source = module.source
+def source(tool: Callable[[str], ModuleType]) -> Source:
+    found: Source = tool("tidy").source
     return found
 
 
