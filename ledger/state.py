@@ -2,7 +2,8 @@
 
 Every debit that both parties signed counts, on all arms of a fork and across gaps: a fork freezes
 its author's spending, it never shrinks its debt. An ALLOC resolves once: SETTLE goes before VOID,
-among equals the smallest id. A resolution concerns the two parties that signed it and nobody else,
+the larger amount before the smaller (or merging could shrink a debt), among equals the smallest id.
+A resolution concerns the two parties that signed it and nobody else,
 so one that names another's ALLOC leaves that alone.
 """
 
@@ -38,8 +39,13 @@ class Resolution:
     """How an ALLOC ended, by this entry; the smallest of several counts."""
 
     precedence: int
+    credit: int
+    """The amount, µcr, negative: the larger one counts."""
     entry_id: bytes
-    amount: int
+
+    @property
+    def amount(self) -> int:
+        return -self.credit
 
 
 def fold(entries: Iterable[Entry], net: bytes) -> Mapping[bytes, Account]:
@@ -59,7 +65,7 @@ def deal_of(entry: Entry) -> Deal:
 def resolution_of(entry: Entry) -> Resolution:
     """What a SETTLE or VOID says of its ALLOC."""
     body = entry.content
-    return Resolution(PRECEDENCE[body.kind], entry.id, body.deal.amount)
+    return Resolution(PRECEDENCE[body.kind], -body.deal.amount, entry.id)
 
 
 class Accounts:

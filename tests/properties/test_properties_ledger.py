@@ -118,7 +118,8 @@ def plain_fold(entries: list[Entry]) -> dict[bytes, Account]:
     for ref in {body.deal.ref for body in unique.values() if body.deal.ref}:
         rivals = [(id, body) for id, body in unique.items() if body.deal.ref == ref]
         settles = [rival for rival in rivals if rival[1].kind is Kind.SETTLE]
-        counted[ref] = min(settles or rivals, key=lambda rival: rival[0])[1]
+        best = min(settles or rivals, key=lambda rival: (-rival[1].deal.amount, rival[0]))
+        counted[ref] = best[1]
     for body in counted.values():
         totals[body.author][0] += body.deal.amount
         totals[body.peer][1] += body.deal.amount

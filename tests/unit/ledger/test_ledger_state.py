@@ -48,12 +48,12 @@ def test_settle_goes_before_void_in_any_order() -> None:
         assert fold(order, NET)[BOB.key] == Account(posted_debit=3540, forked=True)
 
 
-def test_of_two_settles_the_one_with_the_smaller_id_counts() -> None:
+def test_of_two_settles_the_larger_counts_so_that_no_merge_shrinks_a_debt() -> None:
     bob = Chain(BOB)
     alloc = bob.alloc(ALICE)
     fork = bob.fork()
     settles = [bob.settle(ALICE, alloc, fuel=1), fork.settle(ALICE, alloc, fuel=10**9)]
-    first = min(settles, key=lambda entry: entry.id)
+    first = max(settles, key=lambda entry: entry.content.deal.amount)
     for order in (settles, settles[::-1]):
         accounts = Accounts(NET)
         for entry in [*order, alloc]:
