@@ -51,6 +51,8 @@ class Driver:
         self._order = count()
         self.dropped = 0
         """Events of peers refused because the inbox was full."""
+        self.forgotten = 0
+        """Events that the black box no longer holds."""
         self.black_box: deque[tuple[float, Event]] = deque(maxlen=BLACK_BOX_MAX)
 
     async def post(self, event: Event) -> None:
@@ -101,6 +103,7 @@ class Driver:
         actions: list[Action] = []
         for event in events:
             now = trio.current_time()
+            self.forgotten += len(self.black_box) == BLACK_BOX_MAX
             self.black_box.append((now, event))
             actions += self._core.handle(event, now)
         durable: list[Durable] = []

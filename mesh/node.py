@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
+from secrets import randbits
 from time import time_ns
 
 import trio
@@ -45,6 +47,7 @@ from mesh.resources.probe import Probe, ThisMachine, watch
 from mesh.runtime.execution import Workshop
 from mesh.runtime.supervisor import open_supervisor
 from mesh.sansio import OfferReceived, Received
+from mesh.sim.replay import Facts, write_black_box
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.journal import Journal, open_journal
 from mesh.storage.transfer import serve
@@ -94,11 +97,16 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 async def _run(config: Config, home: Home, announce: Announce) -> None:
-    with ExitStack() as stack:
-        files = stack.enter_context(_open_files(config, home))
-        kernel = _build_kernel(config, home, files)
+    with _open_files(config, home) as files:
+        facts = _gather(config, home, files)
+        kernel = facts.build(identity(files.key))
         driver = Driver(kernel)
-        await _serve(config, home, files, kernel, driver, announce)
+        try:
+            await _serve(config, home, files, kernel, driver, announce)
+        except BaseExceptionGroup as group:
+            if not any(isinstance(leaf, MeshError | LedgerError) for leaf in _leaves(group)):
+                _record_crash(home, facts, driver)
+            raise
 
 
 @frozen
@@ -143,7 +151,8 @@ def _make_private(folder: Path) -> None:
         ) from None
 
 
-def _build_kernel(config: Config, home: Home, files: _Files) -> Kernel:
+def _gather(config: Config, home: Home, files: _Files) -> Facts:
+    """What the kernel is built from."""
     machine = Probe(ThisMachine(), trio.current_time).capacity(home.data)
     policy = evolve(
         Policy(),
@@ -160,18 +169,27 @@ def _build_kernel(config: Config, home: Home, files: _Files) -> Kernel:
         agent=_agent(),
     )
     own = list(files.ledger.chain(files.key.peer))
-    return Kernel(
-        identity(files.key),
-        policy,
-        Random(),  # noqa: S311  (spreads load; nothing secret rests on it)
+    return Facts(
+        peer=files.key.peer,
+        policy=policy,
+        seed=randbits(64),
         head=Head.after(own[-1]) if own else Head.start(files.key.peer, NET),
-        records=files.journal.tasks(policy.tasks_ended_max),
-        tenancies=files.journal.tenancies(),
-        allocs=open_allocs(own),
+        records=tuple(files.journal.tasks(policy.tasks_ended_max)),
+        tenancies=tuple(files.journal.tenancies()),
+        allocs=tuple(entry.encode() for entry in open_allocs(own).values()),
         epoch=files.epoch,
         epoch_ms=time_ns() // 10**6 - int(trio.current_time() * 1000),
         shop=shop,
     )
+
+
+def _record_crash(home: Home, facts: Facts, driver: Driver) -> None:
+    """Leave what `mesh sim --replay` takes."""
+    path = home.state / f"crash-{facts.epoch}.jsonl"
+    with path.open("w") as file:
+        for line in write_black_box(facts, driver.black_box, dropped=driver.forgotten):
+            file.write(line + "\n")
+    print(f"the node crashed; its last events: mesh sim --replay {path}", file=sys.stderr)
 
 
 async def _serve(
