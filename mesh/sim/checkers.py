@@ -13,10 +13,9 @@ from collections.abc import Mapping
 
 from attrs import define
 
-from ledger.chain import check_entry, check_link
+from ledger.chain import Head, check_entry, check_link
 from ledger.errors import LedgerError
 from ledger.model import Body, Entry, Kind
-from ledger.chain import Head
 from mesh.ids import PeerId, TaskId, format_task
 from mesh.market.order import State, TaskRecord
 from mesh.messages import Award, Message, Result, Settled
@@ -187,22 +186,24 @@ class Checkers:
             self.check_sizes(node)
             for tenancy in node.disk.read().tenancies.values():
                 buyer = self._nodes.get(tenancy.buyer)
-                if buyer and buyer.is_up and (tenancy.task, tenancy.fence) not in node.runtime.workers:
-                    raise Violation(
-                        "L3", f"node {node.index} never settled {format_task(tenancy.task)}"
-                    )
+                if buyer is None or not buyer.is_up:
+                    continue
+                if (tenancy.task, tenancy.fence) not in node.runtime.workers:
+                    told = format_task(tenancy.task)
+                    raise Violation("L3", f"node {node.index} never settled {told}")
 
     def _check_open(self, node: Node, record: TaskRecord, healed_at: float | None) -> None:
         task, policy = record.order.task, self._options.policy
+        told = f"{format_task(task)} is {record.state}: {record.reason}"
         quiet_since = max(node.quiet_since, self.admitted.get(task, self.now))
         if healed_at is not None and task in self.admitted:
             due = max(self.admitted[task] + record.order.deadline_ms / 1000, healed_at, quiet_since)
             if self.now > due + policy.grace_ms / 1000 + _SLACK_S:
-                raise Violation("L1", f"{format_task(task)} is still {record.state}: {record.reason}")
+                raise Violation("L1", told)
         if record.state is State.WAITING:
             asked_at = max(self._asked_at.get(task, 0.0), quiet_since)
             if self.now - asked_at > policy.ask_again_ms / 1000 + _SLACK_S:
-                raise Violation("L4", f"{format_task(task)} was not asked again: {record.reason}")
+                raise Violation("L4", told)
         executor = self._nodes.get(record.executor) if record.executor else None
         if executor is not None and not executor.is_up:
             gone_s = self.now - max(executor.quiet_since, quiet_since)

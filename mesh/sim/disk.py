@@ -1,4 +1,4 @@
-"""A node's disk: writes become durable when something waits for them, and a crash takes the rest."""
+"""A node's disk: a write is durable when something has waited for it; a crash takes the rest."""
 
 from __future__ import annotations
 

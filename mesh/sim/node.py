@@ -6,7 +6,7 @@ later message leaves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
@@ -57,7 +57,7 @@ class World(Protocol):
 
     options: Options
     now: float
-    plans: Mapping[TaskId, Plan]
+    plans: dict[TaskId, Plan]
 
     def schedule(self, at: float, act: Callable[[], None]) -> None: ...
     def transmit(self, source: Node, target: PeerId, message: Message) -> None: ...
@@ -195,21 +195,21 @@ class Node:
             self._witness.saw_silence(self)
 
     def resume(self) -> None:
-        """Catch up: first the timers that are due, then what came in, as trio would."""
+        """Catch up in the driver's order: one event, the timers that are due, the other events."""
         backlog = self._backlog
         self._backlog = None
         self.quiet_since = self._world.now
         if backlog is None or self._boot is None:
             return
         self.is_catching_up = True
-        for event in backlog:
-            if isinstance(event, Woken):
-                self.post(event)
+        timers = [event for event in backlog if isinstance(event, Woken)]
+        others = [event for event in backlog if not isinstance(event, Woken)]
+        for event in (*others[:1], *timers):
+            self.post(event)
         self.is_catching_up = False
         self._witness.saw_awakening(self)
-        for event in backlog:
-            if not isinstance(event, Woken):
-                self.post(event)
+        for event in others[1:]:
+            self.post(event)
 
     def post(self, event: Event) -> None:
         """Something happened; a node that is down never hears of it."""

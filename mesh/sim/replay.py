@@ -114,7 +114,7 @@ def replay(box: BlackBox) -> Iterator[Step]:
     """
     if box.dropped:
         raise PeerError(f"the first {box.dropped} events are gone: it can be read, but not run")
-    kernel = box.facts.build()
+    kernel = box.facts.build(_stand_in(box.facts.peer))
     for now, event in box.events:
         yield Step(now, event, tuple(kernel.handle(event, now)))
 

@@ -1,4 +1,4 @@
-"""The simulated workers of one node: a run takes fuel / speed of time, and ends as planned or not."""
+"""The simulated workers of one node: a run takes time, and ends as planned or not."""
 
 from __future__ import annotations
 

@@ -27,7 +27,6 @@ from mesh.sansio import (
     Notify,
     OfferReceived,
     Received,
-    Run,
     RunEnded,
     RunLost,
     RunProgressed,
@@ -146,7 +145,8 @@ class World:
             self.count("sent to nobody")
             return
         if node is source:
-            raise Violation("wiring", f"node {source.index} sends {type(message).__name__} to itself")
+            told = f"node {source.index} sends {type(message).__name__} to itself"
+            raise Violation("wiring", told)
         self.count(type(message).__name__)
         liar = self._liars.get(source.index)
         if liar is not None:
@@ -186,8 +186,8 @@ class World:
     def crashed(self, source: Node, event: Event, error: Exception) -> None:
         """A kernel raised: its own broken invariant, or a peer's garbage that was not caught."""
         self._recent.append((self.now, source.index, event))
-        told = f"{type(error).__name__}: {error}"
-        raise Violation("crash", f"node {source.index} on {type(event).__name__}: {told}") from error
+        told = f"node {source.index} on {type(event).__name__}: {type(error).__name__}: {error}"
+        raise Violation("crash", told) from error
 
     def handled(self, source: Node, event: Event, actions: list[Action]) -> None:
         """Write down what happened: into the hash, the counters and the last events."""
@@ -318,7 +318,6 @@ class World:
             if record is not None and record.state is not State.DONE:
                 told = format_task(plan.order.task)
                 raise Violation("L1", f"{told} was easy, and {record.state}: {record.reason}")
-
 
 
 def _describe(event: Event) -> str:
