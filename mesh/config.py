@@ -78,6 +78,12 @@ class Sell:
         default=True,
         metadata=_key(kinds.FLAG, "Sell this machine's idle capacity; false: only buy."),
     )
+    yields: bool = field(
+        default=True,
+        metadata=_key(
+            kinds.FLAG, "Give way to the owner's own load; false: the machine is there to sell."
+        ),
+    )
     cpus: int | None = field(
         default=None,
         metadata=_key(

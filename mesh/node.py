@@ -81,7 +81,7 @@ def main(config: Config, home: Home, *, announce: Announce) -> int:
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What went wrong first: a person's mistake before its consequences."""
     leaves = list(_leaves(group))
-    for kind in (MeshError, LedgerError):
+    for kind in (KeyboardInterrupt, MeshError, LedgerError):
         for leaf in leaves:
             if isinstance(leaf, kind):
                 return Unavailable(f"the ledger: {leaf}") if kind is LedgerError else leaf
@@ -104,7 +104,8 @@ async def _run(config: Config, home: Home, announce: Announce) -> None:
         try:
             await _serve(config, home, files, kernel, driver, announce)
         except BaseExceptionGroup as group:
-            if not any(isinstance(leaf, MeshError | LedgerError) for leaf in _leaves(group)):
+            expected = MeshError | LedgerError | KeyboardInterrupt
+            if not any(isinstance(leaf, expected) for leaf in _leaves(group)):
                 _record_crash(home, facts, driver)
             raise
 
@@ -189,7 +190,7 @@ def _record_crash(home: Home, facts: Facts, driver: Driver) -> None:
     with path.open("w") as file:
         for line in write_black_box(facts, driver.black_box, dropped=driver.forgotten):
             file.write(line + "\n")
-    print(f"the node crashed; its last events: mesh sim --replay {path}", file=sys.stderr)
+    sys.stderr.write(f"the node crashed; its last events: mesh sim --replay {path}\n")
 
 
 async def _serve(
@@ -231,7 +232,8 @@ async def _serve(
         )
         nursery.start_soon(performer.gossip)
         nursery.start_soon(_sweep, files.blocks)
-        nursery.start_soon(watch, Probe(ThisMachine(), trio.current_time), driver.post)
+        if config.sell.yields:
+            nursery.start_soon(watch, Probe(ThisMachine(), trio.current_time), driver.post)
         nursery.start_soon(
             partial(driver.drive, persist=performer.persist, perform=performer.perform)
         )

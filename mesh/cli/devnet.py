@@ -140,7 +140,8 @@ def _start(folder: Path, number: int, bootstrap: Sequence[str]) -> Member:
     command = [sys.executable, "-m", "mesh", "join", "--name", name, "--host", "127.0.0.1"]
     command += ["--port", "0", "--grpc-port", "0", "--websocket-port", "0", "--no-mdns"]
     command += ["--cpus", "1", "--memory", "512MiB", "--disk", "256MiB", "--quota", "1GiB"]
-    command += ["--slots", "2", "--price", PRICES[(number - 1) % len(PRICES)]]
+    # To each of them the others' tasks would be the owner's load: they share one machine.
+    command += ["--no-yields", "--slots", "2", "--price", PRICES[(number - 1) % len(PRICES)]]
     for address in bootstrap:
         command += ["--bootstrap", address]
     with (home / "node.log").open("wb") as log:

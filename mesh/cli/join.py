@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
 import click
 
 from mesh import units
@@ -22,6 +23,7 @@ _FLAGS: dict[str, tuple[str, str]] = {
     "slots": ("sell", "slots"),
     "price": ("sell", "price"),
     "sell": ("sell", "enabled"),
+    "yields": ("sell", "yields"),
     "host": ("network", "listen_host"),
     "port": ("network", "listen_port"),
     "bootstrap": ("network", "bootstrap"),
@@ -42,6 +44,9 @@ _FLAGS: dict[str, tuple[str, str]] = {
 @click.option("--slots", metavar="NUMBER", help="Tasks at a time.")
 @click.option("--price", metavar="CREDITS", help="Asking price for 10^9 units of fuel: 0.0400.")
 @click.option("--sell/--no-sell", default=None, help="Sell, or only buy.")
+@click.option(
+    "--yields/--no-yields", default=None, help="Give way to the owner's own load, or not."
+)
 @click.option("--bootstrap", multiple=True, metavar="MULTIADDR", help="A node to meet first.")
 @click.option("--host", metavar="IP", help="Where other nodes reach this one.")
 @click.option("--port", metavar="PORT", help="libp2p; 0: any free one.")
@@ -75,11 +80,11 @@ def flag_layers(flags: Mapping[str, object]) -> list[Layer]:
 
 
 def announce(facts: Mapping[str, Any]) -> None:
-    """Say in five lines what runs here, what others may do with it, and how to stop it."""
+    """Say in five lines what runs here (mesh.node's facts), then how to stop it."""
     new = "new identity" if facts.get("is_new_key") else "identity"
     click.echo(f"  Node       {new} {facts['peer']}  ({facts['key']}, 0600)")
     price = f" at {units.show_money(facts['price'])} for 10^9 fuel"
-    sold = show_capacity(facts["sold"])
+    sold = show_capacity(attrs.asdict(facts["sold"]))
     click.echo(
         f"  Selling    {sold}{'' if sold == 'nothing' else price}"
         "      change: --cpus 2 --memory 4GiB --price 0.05"
