@@ -166,6 +166,7 @@ class Kernel:
         return {
             "offers_evicted": self._book.evicted,
             "holds_lapsed": self._tenancies.lapsed,
+            "answers_given_up": self._tenancies.unanswered,
             **{f"fault_{reason}": count for reason, count in sorted(self.faults.items())},
         }
 

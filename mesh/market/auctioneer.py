@@ -523,6 +523,9 @@ class Auctioneer:
 
     def _revoke(self, peer: PeerId, task: TaskId, fence: int) -> Action:
         """Why *peer* holds nothing, and whether it is owed for what it burnt."""
+        closing = self.accounts.closing((task, fence))
+        if closing:
+            return Send(peer, closing)
         record = self._current(peer, task, fence)
         if record is None:
             known = "superseded by a newer award" if task in self.records else "unknown task"

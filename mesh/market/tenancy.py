@@ -64,6 +64,8 @@ from mesh.sansio import (
 )
 
 _RENEWS_OPEN_MAX = 8
+_PATIENCE = 8
+"""An answer repeated so often without an echo (two minutes) may make room for new work."""
 _TTL_MS_MIN = 1_000
 """A shorter lease would be nothing but renewals."""
 _TTL_MS_MAX = 3_600_000
@@ -86,6 +88,8 @@ class Tenancies:
         self.pool: Pool[TaskId] = Pool(shop.sold)
         self.lapsed = 0
         """Holds that ended without an award or a release."""
+        self.unanswered = 0
+        """Answers given up because their buyers were gone and the table was full."""
         self._identity = identity
         self._policy = policy
         self._clock = clock
@@ -136,9 +140,10 @@ class Tenancies:
         held = self._holds.get(ask.task)
         if held and held.buyer == peer and held.ask.round == ask.round:
             return [Send(peer, held.bid)]
+        room = self._make_room()
         refusal = self._why_not(peer, ask)
         if refusal:
-            return [Send(peer, Refusal(ask.task, ask.round, refusal, may_change=True))]
+            return [*room, Send(peer, Refusal(ask.task, ask.round, refusal, may_change=True))]
         if held:
             self._drop_hold(ask.task)
         answer = quote(
@@ -149,7 +154,8 @@ class Tenancies:
             cached=frozenset(self._modules),
         )
         if isinstance(answer, NoQuote):
-            return [Send(peer, Refusal(ask.task, ask.round, answer.reason, answer.may_change))]
+            refused = Refusal(ask.task, ask.round, answer.reason, answer.may_change)
+            return [*room, Send(peer, refused)]
         terms = alloc_terms(
             ask,
             seller=self._identity.peer,
@@ -173,7 +179,7 @@ class Tenancies:
         assert is_reserved, "the quote was for what is free"
         self._holds[ask.task] = Hold(peer, ask, bid, now)
         ends_at = now + self._policy.hold_ms / 1000
-        return [Send(peer, bid), WakeAt(ends_at, Woken("hold", ask.task, ask.round))]
+        return [*room, Send(peer, bid), WakeAt(ends_at, Woken("hold", ask.task, ask.round))]
 
     def release(self, peer: PeerId, release: Release) -> list[Action]:
         """We lost; the capacity is free again."""
@@ -382,6 +388,16 @@ class Tenancies:
         if len(self._tenancies) + len(self._holds) >= self._policy.tenancies_max:
             return "too many unsettled tasks"
         return ""
+
+    def _make_room(self) -> list[Action]:
+        """A full table forgets the answer that its buyer has ignored longest: work for nothing."""
+        if len(self._tenancies) + len(self._holds) < self._policy.tenancies_max:
+            return []
+        for tenancy in self._tenancies.values():
+            if tenancy.phase is Phase.ENDED and tenancy.resends >= _PATIENCE:
+                self.unanswered += 1
+                return [self._tell(tenancy, "unpaid", "its buyer is gone"), *self._forget(tenancy)]
+        return []
 
     def _check_award(self, peer: PeerId, award: Award) -> tuple[Entry, Terms]:
         entry = _decode_entry(award.entry)
