@@ -95,7 +95,10 @@ def _leave(parent: int) -> None:
 
 
 def _confine(job: Job, scratch: Path) -> None:
-    """The limits that stand behind our own, should those be got round."""
+    """The limits that stand behind our own, should those be got round.
+
+    Not before instantiating: wasmtime keeps the module's data in a memory file of any size.
+    """
     os.chdir(scratch)
     seconds = job.wall_ms // 1000 + int(time.process_time())
     _limit(resource.RLIMIT_CPU, seconds + 60)
@@ -127,7 +130,6 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
     least = _initial_memory(module)
     if least > job.memory:
         return _refused("out-of-memory", f"it starts with {least} bytes of {job.memory}")
-    _confine(job, scratch)
     inputs = {name: Path(path) for name, path in run.inputs}
     trees = (
         Tree("/in", None, inputs),
@@ -152,6 +154,7 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
         guest = Guest(engine, module, fuel=job.fuel, memory=job.memory, call=call)
     except Refused as refusal:
         return _refused("refused", refusal.reason)
+    _confine(job, scratch)
     _send(connection, StartedRunning())
     return _run(connection, job, guest, wasi)
 
