@@ -113,7 +113,8 @@ def clear() -> None:
     """Remove an old or half-made environment, and never anything else."""
     if not VENV.exists():
         return
-    if not (VENV / "pyvenv.cfg").exists() and (not VENV.is_dir() or any(VENV.iterdir())):
+    is_ours = VENV == ROOT / ".venv" or (VENV / "pyvenv.cfg").exists()
+    if not is_ours and (not VENV.is_dir() or any(VENV.iterdir())):
         fail(f"{VENV} is not a virtual environment: move it away, or set MESH_VENV")
     STAMP.unlink(missing_ok=True)
     shutil.rmtree(VENV)
