@@ -38,7 +38,7 @@ class DiscoveryConfig:
     retry_s: float = 0.5
     retry_max_s: float = 30.0
     watch_s: float = 10.0
-    """How often a bootstrap address that is connected is looked at again."""
+    """How often a bootstrap address that is connected, or being alone, is looked at again."""
     first_lookups: tuple[float, ...] = (0.0, 1.0, 3.0)
     growing_s: float = 5.0
     """Pause while lookups still find somebody new."""
@@ -46,7 +46,7 @@ class DiscoveryConfig:
     lookup_limit_s: float = 30.0
     save_s: float = 15.0
     remembered: int = 8
-    """Known peers that are dialled at the start."""
+    """Known peers that are dialled by who is alone."""
 
 
 @define(eq=False)
@@ -70,8 +70,10 @@ class Discovery:
         await self._load()
         self._table = strict_table(self.host, DHTMode.SERVER)
         async with background_trio_service(self._table), trio.open_nursery() as nursery:
-            for info in self._first_contacts():
-                nursery.start_soon(self._stay_connected, info)
+            for info in self.bootstrap:
+                if info.peer_id != self.host.get_id():
+                    nursery.start_soon(self._stay_connected, info)
+            nursery.start_soon(self._rejoin)
             nursery.start_soon(self._look_up)
             nursery.start_soon(self._remember)
             try:
@@ -164,19 +166,10 @@ class Discovery:
 
     # --- staying in touch ---------------------------------------------------------------------
 
-    def _first_contacts(self) -> list[PeerInfo]:
-        mine = self.host.get_id()
-        named = {info.peer_id: info for info in self.bootstrap if info.peer_id != mine}
-        for peer, addresses in self.known.newest(self.config.remembered):
-            there = to_libp2p(peer)
-            named.setdefault(there, PeerInfo(there, _multiaddrs(addresses)))
-        return list(named.values())
-
     async def _stay_connected(self, info: PeerInfo) -> None:
-        """Dial a first contact, again and again with backoff; a remembered one only while alone."""
-        is_named = any(info.peer_id == b.peer_id for b in self.bootstrap)
+        """Dial a bootstrap address, again and again with backoff."""
         failures = 0
-        while is_named or not self.host.get_connected_peers():
+        while True:
             try:
                 with trio.move_on_after(self.config.dial_s):
                     await self.dial(info)
@@ -186,6 +179,16 @@ class Discovery:
                 pause = min(self.config.retry_s * 2.0**failures, self.config.retry_max_s)
                 failures = min(failures + 1, 16)
             await trio.sleep(pause * self.rng.uniform(0.5, 1.0))
+
+    async def _rejoin(self) -> None:
+        """While nobody is connected, dial those met last: at the start and after an outage."""
+        while True:
+            if not self.host.get_connected_peers():
+                async with trio.open_nursery() as nursery:
+                    for peer, addresses in self.known.newest(self.config.remembered):
+                        info = PeerInfo(to_libp2p(peer), _multiaddrs(addresses))
+                        nursery.start_soon(self.meet, info)
+            await trio.sleep(self.config.watch_s * self.rng.uniform(0.5, 1.0))
 
     # --- the table ----------------------------------------------------------------------------
 

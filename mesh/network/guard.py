@@ -20,7 +20,7 @@ class GuardConfig:
     """Limits of one peer. Rates are per second; a bucket holds *burst_s* seconds' worth."""
 
     frames_per_s: float = 400.0
-    bytes_per_s: float = 4e6
+    bytes_per_s: float = 32e6
     verifications_per_s: float = 100.0
     burst_s: float = 2.0
     half_life_s: float = 60.0

@@ -41,6 +41,7 @@ from mesh.network.hardening import (
 
 MAX_STREAMS = 4096
 _PSK = re.compile(r"[0-9a-fA-F]{64}")
+_LISTEN_HINT = "give an address of this machine, such as /ip4/0.0.0.0/tcp/4001"
 _ANY = {"ip4": "0.0.0.0", "ip6": "::"}  # noqa: S104 - compared with, not bound
 
 
@@ -86,16 +87,16 @@ async def run_host(
     """Listen; close every connection at the end. Raises ConfigError if an address cannot be."""
     for address in listen:
         _check_free(address)
+    missing: list[str] = []
     async with host.run(list(listen)):
         try:
             missing = [str(a) for a in listen if str(a) not in _listeners(host)]
-            if missing:
-                raise ConfigError(
-                    "network.listen_port", f"cannot listen on {missing[0]}", "see ports"
-                )
-            yield
+            if not missing:
+                yield
         finally:
             await close_host(host, tally)
+    if missing:  # raised out here, where no nursery wraps it
+        raise ConfigError("network.listen", f"cannot listen on {missing[0]}", _LISTEN_HINT)
 
 
 def parse_listen(texts: Sequence[str]) -> tuple[Multiaddr, ...]:
@@ -139,7 +140,7 @@ def _check_free(address: Multiaddr) -> None:
     """libp2p binds with SO_REUSEPORT, so two nodes would quietly share one port."""
     parts = dict(zip(*[iter(str(address).strip("/").split("/"))] * 2, strict=False))
     version = next((v for v in _ANY if v in parts), None)
-    if version is None or int(parts["tcp"]) == 0:
+    if version is None:
         return
     family = socket.AF_INET if version == "ip4" else socket.AF_INET6
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -147,10 +148,12 @@ def _check_free(address: Multiaddr) -> None:
         try:
             probe.bind((parts[version], int(parts["tcp"])))
         except OSError as error:
-            hint = "another node here? choose another port, or 0 for any"
             if error.errno == errno.EADDRINUSE:
+                hint = "another node here? choose another port, or 0 for any"
                 raise ConfigError("network.listen_port", f"{address} is in use", hint) from None
-            raise ConfigError("network.listen_port", f"{address}: {error.strerror}", hint) from None
+            raise ConfigError(
+                "network.listen", f"{address}: {error.strerror}", _LISTEN_HINT
+            ) from None
 
 
 def _listeners(host: IHost) -> set[str]:

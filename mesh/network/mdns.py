@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from hashlib import sha256
 
@@ -92,14 +92,18 @@ class _Ear(ServiceListener):
     own: frozenset[str]
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        info = zc.get_service_info(type_, name, timeout=LOOK_MS)
+        try:
+            info = zc.get_service_info(type_, name, timeout=LOOK_MS)
+        except (ZeroconfError, RuntimeError, OSError):
+            return  # it is being closed
         if info is None:
             return
         for key, value in list(info.properties.items())[:MAX_ADDRESSES]:
             if key.startswith(b"dnsaddr") and value is not None:
                 text = value.decode(errors="replace")
                 if text not in self.own:
-                    self.say(text)
+                    with suppress(trio.RunFinishedError):
+                        self.say(text)
 
     def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         self.add_service(zc, type_, name)

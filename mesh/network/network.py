@@ -192,11 +192,15 @@ async def open_network(
 
 
 async def _patrol(host: IHost, network: Network) -> None:
+    """Throw out whoever holds too much of our memory, and the banned who came back."""
     while True:
         await trio.sleep(PATROL_S)
         for peer in overfull_peers(host):
             with contain(network._tally, "patrol"):
-                network.ban(from_libp2p(peer), "held more than its windows or streams")
+                network.ban(from_libp2p(peer), "more unread bytes or streams than allowed")
+        for banned in network.connected():
+            if network._guard.is_banned(banned, trio.current_time()):
+                network._nursery.start_soon(network._disconnect, to_libp2p(banned))
 
 
 async def _meet_neighbours(network: Network, discovery: Discovery, psk: str | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from weakref import WeakValueDictionary
 
 import trio
 from attrs import define, field, frozen
@@ -34,8 +35,9 @@ Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
 
 @frozen
 class RequestConfig:
-    """Bounds on the answering side; seconds."""
+    """Bounds; times in seconds, on the answering side."""
 
+    outbound_per_peer: int = 12
     inbound: int = 128
     inbound_per_peer: int = 16
     read_s: float = 10.0
@@ -55,6 +57,9 @@ class Requests:
     tally: Counter[str]
     config: RequestConfig = field(factory=RequestConfig)
     _serving: Counter[PeerId] = field(factory=Counter, init=False)
+    _asking: WeakValueDictionary[PeerId, trio.Semaphore] = field(
+        factory=WeakValueDictionary, init=False
+    )
 
     def register(self) -> None:
         """Make the host answer each protocol."""
@@ -62,25 +67,36 @@ class Requests:
             self.host.set_stream_handler(TProtocol(protocol), self._answerer(handler))
 
     async def request(self, peer: PeerId, protocol: str, payload: bytes, timeout_s: float) -> bytes:
-        """The peer's answer. Raises Unavailable (not reached, too slow, refused) or PeerError."""
+        """The peer's answer. Raises Unavailable (not reached, too slow, refused) or PeerError.
+
+        At most `outbound_per_peer` go to one peer at a time; the others wait, within *timeout_s*.
+        """
         assert len(payload) <= MAX_PAYLOAD, "a request over the protocol's limit"
+        turn = self._asking.get(peer) or trio.Semaphore(self.config.outbound_per_peer)
+        self._asking[peer] = turn  # lives as long as somebody holds it
+        try:
+            with trio.fail_after(timeout_s):
+                async with turn:
+                    answer = await self._ask(peer, protocol, payload, timeout_s)
+        except trio.TooSlowError:
+            raise Unavailable(f"{short_peer(peer)} did not answer in {timeout_s:g} s") from None
+        return _open_answer(peer, answer)
+
+    async def _ask(self, peer: PeerId, protocol: str, payload: bytes, timeout_s: float) -> bytes:
         stream: INetStream | None = None
         answered = False
         try:
-            with trio.fail_after(timeout_s):
-                await self.reach(peer)
-                stream = await open_stream(self.host, to_libp2p(peer), protocol, within_s=timeout_s)
-                await stream.write(frame(payload))
-                answer = await _read_frame(stream, MAX_PAYLOAD + 1)
+            await self.reach(peer)
+            stream = await open_stream(self.host, to_libp2p(peer), protocol, within_s=timeout_s)
+            await stream.write(frame(payload))
+            answer = await _read_frame(stream, MAX_PAYLOAD + 1)
             answered = True
-        except trio.TooSlowError:
-            raise Unavailable(f"{short_peer(peer)} did not answer in {timeout_s:g} s") from None
         except LIBP2P_ERRORS as error:
             raise Unavailable(f"{short_peer(peer)}: {type(error).__name__}") from None
         finally:
             if stream is not None:
                 await end_stream(stream, self.tally, clean=answered)
-        return _open_answer(peer, answer)
+        return answer
 
     def _answerer(self, handler: Handler) -> Callable[[INetStream], Awaitable[None]]:
         async def answer(stream: INetStream) -> None:

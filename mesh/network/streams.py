@@ -47,7 +47,7 @@ class OutboxConfig:
     backoff_s: float = 0.2
     backoff_max_s: float = 10.0
     attempts: int = 3
-    """Dials in a row that may fail before what waits is given up."""
+    """Failures in a row (dial, open or write) after which what waits is given up, each time."""
 
 
 @define(eq=False)
@@ -119,15 +119,21 @@ class Postman:
 
     async def _deliver(self, peer: PeerId, box: _Outbox) -> None:
         stream: INetStream | None = None
+        failures = 0
         try:
             while await self._something_to_send(peer, box):
                 if stream is None:
                     stream = await self._open(peer)
-                if stream is None:
-                    self._give_up(box)
-                elif not await self._write(stream, box):
+                if stream is not None and await self._write(stream, box):
+                    failures = 0
+                    continue
+                if stream is not None:
                     await end_stream(stream, self.tally, clean=False)
                     stream = None
+                failures += 1
+                if failures >= self.config.attempts:
+                    self._give_up(box)
+                await self._back_off(failures)
         finally:
             if self._outboxes.get(peer) is box:
                 del self._outboxes[peer]
@@ -145,18 +151,19 @@ class Postman:
         return bool(box.frames) and self._outboxes.get(peer) is box
 
     async def _open(self, peer: PeerId) -> INetStream | None:
-        for attempt in range(self.config.attempts):
-            try:
-                with trio.fail_after(self.config.open_s):
-                    await self.reach(peer)
-                return await open_stream(
-                    self.host, to_libp2p(peer), PROTOCOL, within_s=self.config.open_s
-                )
-            except (Unavailable, trio.TooSlowError, *LIBP2P_ERRORS):
-                self.tally["streams_failed"] += 1
-            pause = min(self.config.backoff_s * 2.0**attempt, self.config.backoff_max_s)
-            await trio.sleep(pause * self.rng.uniform(0.5, 1.0))
-        return None
+        try:
+            with trio.fail_after(self.config.open_s):
+                await self.reach(peer)
+            return await open_stream(
+                self.host, to_libp2p(peer), PROTOCOL, within_s=self.config.open_s
+            )
+        except (Unavailable, trio.TooSlowError, *LIBP2P_ERRORS):
+            self.tally["streams_failed"] += 1
+            return None
+
+    async def _back_off(self, failures: int) -> None:
+        pause = min(self.config.backoff_s * 2.0 ** (failures - 1), self.config.backoff_max_s)
+        await trio.sleep(pause * self.rng.uniform(0.5, 1.0))
 
     def _give_up(self, box: _Outbox) -> None:
         self.tally["frames_lost"] += len(box.frames)

@@ -197,6 +197,21 @@ async def test_who_breaks_the_protocol_again_and_again_is_banned(harness: Any) -
     assert victim.count("bans") == 1
 
 
+async def test_who_ignores_its_window_is_banned(harness: Any) -> None:
+    """The frames are read at the guard's pace; yamux itself would store all that comes."""
+    victim = await harness.node(1)
+    attacker = await harness.host(3)
+    target = harness.dial(victim)
+    await attacker.connect(target)
+    stream = await write_raw(attacker, target, PROTOCOL, frame(b"x") * 1000)
+    stream.muxed_stream.send_window = 1 << 30
+    with trio.fail_after(20), suppress(BaseLibp2pError):
+        while True:
+            await stream.write(frame(b"x") * 100_000)
+    await harness.eventually(lambda: victim.count("bans") == 1)
+    await harness.eventually(lambda: not victim.network.connected())
+
+
 async def test_the_banned_find_the_door_closed(harness: Any) -> None:
     victim = await harness.node(1)
     attacker = await harness.host(3)
@@ -207,8 +222,10 @@ async def test_the_banned_find_the_door_closed(harness: Any) -> None:
         victim.network.penalize(victim.network.connected()[0], "test")
     await harness.eventually(lambda: not victim.network.connected())
     await harness.eventually(lambda: not attacker.get_connected_peers())
+    attacker.get_network().unblock_peer(target.peer_id)
     with suppress(BaseLibp2pError):
         await attacker.connect(target)
+        assert attacker.get_connected_peers()
         await write_raw(attacker, target, PROTOCOL, frame(b"let me in"))
     await harness.eventually(lambda: not victim.network.connected())
     assert victim.frames == []

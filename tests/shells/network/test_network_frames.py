@@ -140,9 +140,9 @@ async def test_many_requests_at_once_are_answered(harness: Any) -> None:
 
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            for number in range(16):
+            for number in range(40):
                 nursery.start_soon(ask, number)
-    assert sorted(answer[::-1] for answer in answers) == [b"%03d" % n for n in range(16)]
+    assert sorted(answer[::-1] for answer in answers) == [b"%03d" % n for n in range(40)]
 
 
 async def test_a_refusal_reaches_the_asker_with_its_reason(harness: Any) -> None:
@@ -192,6 +192,37 @@ async def test_a_port_in_use_is_the_operators_to_mend(harness: Any) -> None:
         await harness.node(2, listen=(taken,))
     assert caught.value.key == "network.listen_port"
     assert caught.value.hint
+
+
+async def test_an_address_of_another_machine_is_the_operators_to_mend(harness: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        await harness.node(1, listen=("/ip4/192.0.2.1/tcp/0",))
+    assert caught.value.key == "network.listen"
+
+
+async def test_websocket_is_spoken_beside_tcp(harness: Any) -> None:
+    a = await harness.node(1, listen=("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/0/ws"))
+    web = next(address for address in a.network.addresses() if "/ws" in address)
+    b = await harness.node(2, listen=("/ip4/127.0.0.1/tcp/0/ws",))
+    with trio.fail_after(20):
+        await b.network.connect(web)
+    assert b.network.send_nowait(a.peer, b"over the web")
+    await harness.eventually(lambda: a.frames == [(b.peer, b"over the web")])
+
+
+async def test_leaving_amid_traffic_is_quiet(harness: Any) -> None:
+    """Stock pubsub starts tasks in a closed nursery then."""
+    a = await harness.node(1)
+    b = await harness.node(2, *a.network.addresses())
+    c = await harness.node(3, *a.network.addresses())
+    await harness.eventually(lambda: len(a.network.connected()) == 2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.close)
+        for number in range(100):
+            await b.network.publish_offer(b"b %d" % number)
+            await c.network.publish_offer(b"c %d" % number)
+            b.network.send_nowait(a.peer, b"x")
+    await harness.eventually(lambda: a.peer not in b.network.connected())
 
 
 @pytest.mark.parametrize("text", ["nonsense", "/ip4/127.0.0.1/tcp/1", "/ip4/1.2.3.4/tcp/1/p2p/Qm"])
