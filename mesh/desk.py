@@ -35,7 +35,7 @@ from mesh.kernel import Kernel
 from mesh.market.order import Order, State, TaskRecord
 from mesh.messages import Work
 from mesh.network.network import Network
-from mesh.performer import Performer
+from mesh.performer import Performer, task_pin
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
 from mesh.runtime.execution import MODULE_MAX, Workshop, differences
@@ -144,7 +144,7 @@ class Desk:
         self.blocks.put(cid, data)
         roots = tuple(root for _, root in request.inputs)
         for root in (cid, request.module, *roots):
-            self.blocks.pin(root, f"task {format_task(task)}")
+            self.blocks.pin(root, task_pin(task))
         return Work(
             job=cid,
             module=request.module,
@@ -210,11 +210,15 @@ class Desk:
         return views
 
     def _counters(self) -> dict[str, int]:
+        transfers = self.performer.transfers.statistics()
         counters = {
             **self.kernel.statistics(),
             **{f"size_{name}": size for name, (size, _) in self.kernel.sizes().items()},
             **{f"network_{name}": count for name, count in self.network.statistics().items()},
             **{f"blocks_{name}": count for name, count in self.blocks.statistics().items()},
+            **{
+                f"transfer_{k}": count for k, count in self.performer.transfers.statistics().items()
+            },
             **self.performer.tally,
             **self.broadcast.tally,
             "inbox_dropped": self.driver.dropped,
@@ -284,7 +288,7 @@ class Desk:
     # --- files ----------------------------------------------------------------------------------
 
     async def put_file(self, name: str, chunks: AsyncIterator[bytes]) -> Cid:
-        """Import a file and pin it. Raises Refused."""
+        """Import a file. It stays for an hour, or for as long as a task uses it. Raises Refused."""
         async with await trio.open_file(self.scratch / f"upload-{time_ns()}", "wb") as file:
             path = Path(str(file.name))
             try:
@@ -295,7 +299,6 @@ class Desk:
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(path.unlink)
-        await trio.to_thread.run_sync(self.blocks.pin, link.cid, f"upload {name}"[:256])
         return link.cid
 
     async def get_file(self, cid: Cid, path: str) -> AsyncIterator[bytes]:

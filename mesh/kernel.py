@@ -136,6 +136,10 @@ class Kernel:
         """The leases this node holds as an executor, now."""
         return self._tenancies.leases()
 
+    def answers_for(self) -> frozenset[TaskId]:
+        """Tasks this node runs, or whose account as an executor is still open."""
+        return self._tenancies.answers_for()
+
     def hosted(self) -> int:
         """Tasks that occupy this node as an executor."""
         return self._tenancies.hosted()

@@ -7,6 +7,7 @@ Down: runs given up with their reason, doors, sandbox, network, files.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -33,16 +34,17 @@ from mesh.broadcast import Broadcast
 from mesh.config import Config
 from mesh.desk import Desk, earned_by
 from mesh.driver import Driver
-from mesh.errors import ConfigError, MeshError, PeerError, Unavailable
+from mesh.errors import ConfigError, MeshError, NotFound, PeerError, Unavailable
 from mesh.identity.keys import NodeKey, identity, load, load_or_create
 from mesh.ids import PeerId, format_peer
 from mesh.kernel import Kernel
 from mesh.market.accounts import open_allocs
 from mesh.market.bidding import Shop
 from mesh.market.policy import Policy
+from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
 from mesh.network.network import BLOCKS, Network, NetworkConfig, open_network
 from mesh.paths import Home
-from mesh.performer import Performer
+from mesh.performer import Performer, hosted_pin, task_pin
 from mesh.resources.probe import Probe, ThisMachine, watch
 from mesh.runtime.execution import Workshop
 from mesh.runtime.supervisor import open_supervisor
@@ -51,6 +53,8 @@ from mesh.sim.replay import Facts, write_black_box
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.journal import Journal, open_journal
 from mesh.storage.transfer import serve
+
+_log = logging.getLogger("mesh.node")
 
 NET = b"mesh/1\0\0"
 """The network's name in every ledger entry, 8 bytes."""
@@ -137,6 +141,8 @@ def _open_files(config: Config, home: Home) -> Iterator[_Files]:
         stack.callback(blocks.close)
         shutil.rmtree(scratch, ignore_errors=True)  # ours alone: the store's lock is held
         _make_private(scratch)
+        blocks.put(EMPTY_FILE, b"")  # what most runs leave: never worth a fetch
+        blocks.put(EMPTY_DIR, EMPTY_DIR_BLOCK)
         journal = stack.enter_context(open_journal(home.state / "node.sqlite"))
         ledger = stack.enter_context(Store.open(home.state / "ledger.sqlite"))
         epoch = journal.next_epoch()
@@ -231,7 +237,7 @@ async def _serve(
             started_at=trio.current_time(),
         )
         nursery.start_soon(performer.gossip)
-        nursery.start_soon(_sweep, files.blocks)
+        nursery.start_soon(_sweep, files.blocks, kernel)
         if config.sell.yields:
             nursery.start_soon(watch, Probe(ThisMachine(), trio.current_time), driver.post)
         nursery.start_soon(
@@ -340,11 +346,24 @@ def _write_facts(home: Home, facts: Mapping[str, object]) -> None:
     draft.replace(home.facts)
 
 
-async def _sweep(blocks: DiskBlocks) -> None:
-    """Drop what nobody has pinned for a while."""
+async def _sweep(blocks: DiskBlocks, kernel: Kernel) -> None:
+    """Drop what nobody needs any more: unpin it now, remove it when it has lain for a while."""
     while True:
+        needed = {task_pin(task) for task in kernel.records}
+        needed |= {hosted_pin(task) for task in kernel.answers_for()}
+        try:
+            await trio.to_thread.run_sync(_unpin_all_but, blocks, needed)
+            await trio.to_thread.run_sync(blocks.sweep, SWEEP_GRACE_S, trio.current_time())
+        except NotFound as error:
+            _log.warning("a pinned file is gone, so nothing is removed: %s", error)
         await trio.sleep(SWEEP_EVERY_S)
-        await trio.to_thread.run_sync(blocks.sweep, SWEEP_GRACE_S, trio.current_time())
+
+
+def _unpin_all_but(blocks: DiskBlocks, needed: set[str]) -> None:
+    for pin in blocks.pins():
+        if pin.reason not in needed:
+            for _ in range(pin.count):
+                blocks.unpin(pin.root, pin.reason)
 
 
 async def _until_told(performer: Performer) -> None:

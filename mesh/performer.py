@@ -15,7 +15,6 @@ from mesh.broadcast import Broadcast
 from mesh.driver import Driver, Durable
 from mesh.errors import Corruption, MeshError
 from mesh.ids import Cid, PeerId, TaskId, format_task
-from mesh.market.terms import EMPTY_DIR, EMPTY_FILE
 from mesh.network.network import BLOCKS, Network
 from mesh.notices import Hosted
 from mesh.runtime.execution import Workshop
@@ -42,7 +41,7 @@ from mesh.sansio import (
 )
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.journal import Journal
-from mesh.storage.transfer import fetch
+from mesh.storage.transfer import Tally, fetch
 
 REQUEST_S = 20.0
 BLOCKS_MAX = 1 << 20
@@ -65,6 +64,7 @@ class Performer:
     ) -> None:
         self.workshop: Workshop | None = None
         self.tally: Counter[str] = Counter()
+        self.transfers = Tally()
         self.earned = 0
         """µcr settled in our favour, by the entries we hold."""
         self._driver = driver
@@ -142,7 +142,14 @@ class Performer:
         async def request(payload: bytes) -> bytes:
             return await self._network.request(peer, BLOCKS, payload, REQUEST_S)
 
-        await fetch(root, self._blocks, request, bytes_max=bytes_max, blocks_max=BLOCKS_MAX)
+        await fetch(
+            root,
+            self._blocks,
+            request,
+            bytes_max=bytes_max,
+            blocks_max=BLOCKS_MAX,
+            tally=self.transfers,
+        )
 
     async def give_up(self, reason: str) -> int:
         """Stop every run here by no fault of its task; how many there were."""
@@ -175,7 +182,7 @@ class Performer:
             try:
                 result = await self._workshop.execute(run.work, run.buyer, _key(*key), progress)
                 roots = (result.output, result.stdout, result.stderr)
-                await self._pin(roots, f"hosted {format_task(run.task)}")
+                await self._pin(roots, hosted_pin(run.task))
                 await self._driver.post(RunEnded(run.task, run.fence, result))
             except Corruption:
                 raise  # our own store lies: better no node than a wrong one
@@ -188,22 +195,14 @@ class Performer:
         reason = ""
         try:
             for root in collect.roots:
-                if root not in (EMPTY_DIR, EMPTY_FILE):
-                    await self.fetch(collect.executor, root, OUTPUT_MAX)
-            await self._keep_empty(collect.roots)
-            await self._pin(collect.roots, f"task {format_task(collect.task)}")
+                await self.fetch(collect.executor, root, OUTPUT_MAX)
+            await self._pin(collect.roots, task_pin(collect.task))
         except Corruption:
             raise
         except MeshError as error:
             reason = str(error)[:512]
             self.tally["collects_failed"] += 1
         await self._driver.post(Collected(collect.task, collect.fence, reason))
-
-    async def _keep_empty(self, roots: Sequence[Cid]) -> None:
-        empty = {EMPTY_FILE: b"", EMPTY_DIR: b"\x0a\x02\x08\x01"}
-        for root in roots:
-            if root in empty:
-                await trio.to_thread.run_sync(self._blocks.put, root, empty[root])
 
     async def _pin(self, roots: Sequence[Cid], reason: str) -> None:
         for root in roots:
@@ -218,6 +217,16 @@ class Performer:
 
 OUTPUT_MAX = 1 << 34
 """Bytes of one output that a buyer collects; its own quota is the nearer bound."""
+
+
+def task_pin(task: TaskId) -> str:
+    """Why a buyer keeps a task's blocks."""
+    return f"task {format_task(task)}"
+
+
+def hosted_pin(task: TaskId) -> str:
+    """Why an executor keeps them."""
+    return f"hosted {format_task(task)}"
 
 
 def _key(task: TaskId, fence: int) -> str:

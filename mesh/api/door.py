@@ -172,7 +172,7 @@ class Door(Protocol):
         ...
 
     async def put_file(self, name: str, chunks: AsyncIterator[bytes]) -> Cid:
-        """Import a file (UnixFS, as `ipfs add --cid-version=1`) and pin it. Raises Refused."""
+        """Import a file (UnixFS, as `ipfs add --cid-version=1`). Raises Refused."""
         ...
 
     def get_file(self, cid: Cid, path: str) -> AsyncIterator[bytes]:

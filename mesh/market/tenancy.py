@@ -109,6 +109,10 @@ class Tenancies:
         """The (task, fence) of every lease held now."""
         return tuple(key for key, tenancy in self._tenancies.items() if tenancy.is_held)
 
+    def answers_for(self) -> frozenset[TaskId]:
+        """Tasks with an open tenancy, running or not."""
+        return frozenset(task for task, _ in self._tenancies)
+
     def hosted(self) -> int:
         """Tasks that occupy capacity here."""
         return sum(tenancy.phase is not Phase.ENDED for tenancy in self._tenancies.values())

@@ -18,7 +18,8 @@ from mesh.runtime.manifest import METER, STATUSES, exit_status
 
 UNIT = "uC/Gfuel"
 EMPTY_FILE = cid_of(RAW, b"")
-EMPTY_DIR = cid_of(DAG_PB, b"\x0a\x02\x08\x01")
+EMPTY_DIR_BLOCK = b"\x0a\x02\x08\x01"
+EMPTY_DIR = cid_of(DAG_PB, EMPTY_DIR_BLOCK)
 CANCELLED = "cancelled"
 """The status of a run that its buyer took back; beside runtime.manifest.STATUSES."""
 CANCELLED_EXIT = 254
