@@ -27,7 +27,7 @@ class Exit(IntEnum):
 MEANINGS = {
     Exit.OK: "all is well",
     Exit.TASK_FAILED: "the task itself failed, a check of `doctor` failed, or mesh broke",
-    Exit.USAGE: "the command or the configuration is wrong",
+    Exit.USAGE: "the command, the task or the configuration cannot be right",
     Exit.NOT_PLACED: "nobody took the task: no offer fits, or the price is too low",
     Exit.UNREACHABLE: "no node answers",
     Exit.NOT_AUTHORISED: "not authorised",
@@ -41,6 +41,7 @@ MEANINGS = {
 _BY_ERROR: tuple[tuple[type[MeshError], Exit], ...] = (
     (ConfigError, Exit.USAGE),
     (errors.BadRequest, Exit.USAGE),
+    (errors.Declined, Exit.USAGE),
     (errors.NotPlaced, Exit.NOT_PLACED),
     (errors.Unreachable, Exit.UNREACHABLE),
     (errors.NotAuthorised, Exit.NOT_AUTHORISED),

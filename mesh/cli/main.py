@@ -88,9 +88,6 @@ class Root(click.Group):
             sys.exit(Exit.USAGE)
         except click.Abort:
             sys.exit(Exit.INTERRUPTED)
-        except BrokenPipeError:  # `mesh ps | head`: nobody reads any more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(Exit.OK)
         sys.exit(outcome if isinstance(outcome, int) else Exit.OK)
 
 

@@ -11,7 +11,7 @@ from mesh import units
 from mesh.cli.exits import Exit
 from mesh.cli.options import DURATION, with_client, with_output
 from mesh.cli.render import Column, Listing, print_json, say, show_listing
-from mesh.cli.words import Facts, clean, short_peer, short_task
+from mesh.cli.words import Facts, clean, credit_tier, short_peer, short_task
 
 if TYPE_CHECKING:
     from mesh.client import Client
@@ -44,7 +44,7 @@ def _moment(wall_ms: int) -> str:
 
 @click.command()
 @click.option("--task", default="", help="Of one task: an id, a prefix, or @last.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 256), default=100, show_default=True)
 @with_output
 @with_client
 def receipts(*, client: Client, form: str, task: str, limit: int) -> None:
@@ -53,11 +53,9 @@ def receipts(*, client: Client, form: str, task: str, limit: int) -> None:
 
     task_id = client.task_id(task) if task else ""
     rows = [facts_of(receipt) for receipt in client.receipts(task_id, limit)]
-    footer = f"{len(rows)} receipt{'s' * (len(rows) != 1)}; T0: {_T0}"
+    tier = credit_tier(client.status().tier)
+    footer = f"{len(rows)} receipt{'s' * (len(rows) != 1)}; credit {tier}"
     show_listing(Listing("receipt", "receipts", "receipt_id", rows, _COLUMNS, footer), form)
-
-
-_T0 = "spending is bounded by your sellers' credit lines, not by a global balance"
 
 
 @click.command()

@@ -9,7 +9,7 @@ import click
 from mesh import units
 from mesh.cli.options import with_client, with_output
 from mesh.cli.render import Column, Listing, show_listing, show_one
-from mesh.cli.words import Facts, Lines, clean, short_peer, show_capacity
+from mesh.cli.words import Facts, Lines, clean, credit_tier, short_peer, show_capacity
 
 if TYPE_CHECKING:
     from mesh.client import Client
@@ -41,10 +41,8 @@ def status_lines(node: Facts) -> Lines:
             f", {node['tasks_hosted']} of others here",
         ),
         ("peers", str(node["peers"])),
-        (
-            "paid",
-            f"{units.show_money(node['posted'])}, {units.show_money(node['pending'])} pending",
-        ),
+        ("paid", units.show_money(node["posted"])),
+        ("pending", units.show_money(node["pending"])),
         ("earned", units.show_money(node["earned"])),
         ("credit", credit_tier(node["tier"])),
         ("storage", clean(node["storage"])),
@@ -52,13 +50,6 @@ def status_lines(node: Facts) -> Lines:
         *(("counter", f"{name} {count}") for name, count in node["counters"].items() if count),
     ]
     return lines
-
-
-def credit_tier(tier: str) -> str:
-    """The ledger's own words, or what T0 means where it says no more than its name."""
-    if tier in ("", "T0"):
-        return "T0: bounded by your sellers' credit lines, not by a global balance"
-    return clean(tier)
 
 
 _PEERS = (

@@ -133,9 +133,7 @@ def submit(
     if detach:
         show_task(task.record, form)
         return
-    story = Story()
-    story.tell(f"{task.id} admitted")
-    finish(task, story, form, None if timeout is None else timeout / 1000, outs)
+    finish(task, Story(), form, None if timeout is None else timeout / 1000, outs)
 
 
 def finish(
@@ -145,6 +143,7 @@ def finish(
     from mesh.client.task import check
 
     try:
+        story.tell(f"following {task.id}")
         record = follow(task, story, timeout)
     except KeyboardInterrupt:
         story.clear()

@@ -64,6 +64,13 @@ def show_cost(task: Facts) -> str:
     return f"≤{units.format_money(task['max_price'])}"
 
 
+def credit_tier(tier: str) -> str:
+    """What bounds an overspend, in the node's words, or in ours where it only names the tier."""
+    if tier in ("", "T0"):
+        return "T0: bounded by your sellers' credit lines, not by a global balance"
+    return clean(tier)
+
+
 def bid_lines(answers: Sequence[Facts]) -> Lines:
     """Bids and refusals with price, promise, reason and verdict."""
     return [("bid" if answer["is_bid"] else "refusal", show_answer(answer)) for answer in answers]

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 
 from mesh import ids
 from mesh.client import references
 from mesh.client.address import find_target
-from mesh.client.errors import Declined, NotFound, NotPlaced
+from mesh.client.errors import NotFound
 from mesh.client.faults import told_plainly
 from mesh.client.files import below, in_chunks, open_file, write_whole
 from mesh.client.limits import Limits
+from mesh.client.streams import Call, Stream
 from mesh.client.task import Task
 from mesh.paths import Home, find_home
 from mesh.v1 import (
@@ -33,6 +34,8 @@ from mesh.v1 import (
     tasks_pb2,
     tasks_pb2_grpc,
 )
+
+T = TypeVar("T")
 
 ANSWER_S = 30.0
 """Seconds that a plain question may take."""
@@ -84,6 +87,14 @@ class Client:
         """Hang up; tasks go on."""
         self._channel.close()
 
+    def _stream(self, start: Callable[[], Call[T]]) -> Iterator[T]:
+        stream = Stream(start)
+        try:
+            with told_plainly(self.target):
+                yield from stream
+        finally:
+            stream.close()
+
     # --- tasks ---------------------------------------------------------------------------------
 
     def submit(
@@ -121,11 +132,8 @@ class Client:
             priority=limits.priority,
             features=limits.features,
         )
-        try:
-            with told_plainly(self.target):
-                task = self._market.Bid(request, timeout=ANSWER_S).task_id
-        except Declined as error:
-            raise NotPlaced(error.why, error.hint) from None
+        with told_plainly(self.target):
+            task = self._market.Bid(request, timeout=ANSWER_S).task_id
         references.remember(self._last_task, task)
         return Task(self, task)
 
@@ -170,12 +178,8 @@ class Client:
         self, task: str = "", timeout: float | None = None
     ) -> Iterator[tasks_pb2.TasksWatchResponse]:
         """Records and notices as they come, of one task until it ends, or of everything."""
-        call = self._tasks.Watch(tasks_pb2.TasksWatchRequest(task_id=task), timeout=timeout)
-        try:
-            with told_plainly(self.target):
-                yield from call
-        finally:
-            call.cancel()
+        request = tasks_pb2.TasksWatchRequest(task_id=task)
+        yield from self._stream(lambda: self._tasks.Watch(request, timeout=timeout))
 
     def cancel(self, task: str) -> None:
         """Take the task back; nothing happens to one that has ended."""
@@ -215,12 +219,7 @@ class Client:
     ) -> Iterator[ledger_pb2.LedgerAuditResponse]:
         """Findings as they are made: signatures, chain, amounts, totals; with *rerun* the bill."""
         request = ledger_pb2.LedgerAuditRequest(task_id=task, rerun=rerun)
-        call = self._ledger.Audit(request, timeout=timeout)
-        try:
-            with told_plainly(self.target):
-                yield from call
-        finally:
-            call.cancel()
+        yield from self._stream(lambda: self._ledger.Audit(request, timeout=timeout))
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -238,13 +237,9 @@ class Client:
 
     def read(self, cid: str, path: str = "") -> Iterator[bytes]:
         """The bytes of a file, or of the file at *path* below a directory."""
-        call = self._files.Get(files_pb2.FilesGetRequest(cid=cid, path=path), timeout=UPLOAD_S)
-        try:
-            with told_plainly(self.target):
-                for part in call:
-                    yield part.chunk
-        finally:
-            call.cancel()
+        request = files_pb2.FilesGetRequest(cid=cid, path=path)
+        for part in self._stream(lambda: self._files.Get(request, timeout=UPLOAD_S)):
+            yield part.chunk
 
     def files(self, cid: str) -> Iterator[files_pb2.File]:
         """Every file below the directory *cid*."""

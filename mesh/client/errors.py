@@ -19,7 +19,7 @@ class BadRequest(ClientError):
 
 
 class Declined(ClientError):
-    """The node's policy says no: a normal answer."""
+    """The node refuses the request as it stands, and says what is wrong with it."""
 
 
 class TaskFailed(ClientError):

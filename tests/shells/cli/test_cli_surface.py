@@ -75,7 +75,7 @@ def test_the_readme_names_every_exit_code_with_its_meaning() -> None:
         (errors.Ambiguous("no"), 2),
         (errors.TaskFailed("no"), 1),
         (errors.NodeFailed("no"), 1),
-        (errors.Declined("no"), 1),
+        (errors.Declined("no"), 2),
         (errors.NotPlaced("no"), 3),
         (errors.Unreachable("no"), 4),
         (errors.NotAuthorised("no"), 5),
