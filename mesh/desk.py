@@ -216,9 +216,7 @@ class Desk:
             **{f"size_{name}": size for name, (size, _) in self.kernel.sizes().items()},
             **{f"network_{name}": count for name, count in self.network.statistics().items()},
             **{f"blocks_{name}": count for name, count in self.blocks.statistics().items()},
-            **{
-                f"transfer_{k}": count for k, count in self.performer.transfers.statistics().items()
-            },
+            **{f"transfer_{name}": count for name, count in transfers.items()},
             **self.performer.tally,
             **self.broadcast.tally,
             "inbox_dropped": self.driver.dropped,
