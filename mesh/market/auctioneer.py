@@ -27,17 +27,15 @@ from mesh.market.accounts import Accounts, Key
 from mesh.market.lease import Clock
 from mesh.market.offers import Heard, OfferBook
 from mesh.market.order import (
-    Answer,
     Order,
     State,
     TaskRecord,
     bid_answer,
     refusal_answer,
-    with_answer,
-    with_verdict,
 )
 from mesh.market.policy import Policy
-from mesh.market.sale import Sale, Sealed, ask_for, most_pressing, why_no_bid
+from mesh.market.register import Register
+from mesh.market.sale import Sale, Sealed, ask_for, why_no_bid
 from mesh.market.scoring import Calibration, score
 from mesh.messages import (
     Accepted,
@@ -53,17 +51,8 @@ from mesh.messages import (
     Renewed,
     Revoked,
 )
-from mesh.notices import Answered, Asked, Awarded, Progressed, moved
-from mesh.sansio import (
-    Action,
-    Collect,
-    Identity,
-    Notify,
-    PersistTask,
-    Send,
-    WakeAt,
-    Woken,
-)
+from mesh.notices import Asked, Awarded, Progressed
+from mesh.sansio import Action, Collect, Identity, Notify, PersistTask, Send, WakeAt, Woken
 
 _URGENT_S = 1_800.0
 
@@ -83,7 +72,9 @@ class Auctioneer:
         records: Sequence[TaskRecord],
         allocs: Mapping[Key, Entry],
     ) -> None:
-        self.records: dict[TaskId, TaskRecord] = {record.order.task: record for record in records}
+        self._register = Register(policy, records)
+        self.records = self._register.records
+        self._sales = self._register.sales
         self.accounts = Accounts(identity, policy, head, allocs)
         self.calibration = Calibration()
         self._identity = identity
@@ -91,19 +82,13 @@ class Auctioneer:
         self._clock = clock
         self._rng = rng
         self._book = book
-        self._sales: dict[TaskId, Sale] = {}
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        ended = len(self.records) - len(self._sales)
-        return {
-            "tasks_open": (len(self._sales), self._policy.tasks_open_max),
-            "tasks_ended": (ended, self._policy.tasks_ended_max),
-            **self.accounts.sizes(),
-        }
+        return {**self._register.sizes(), **self.accounts.sizes()}
 
     def why_full(self) -> str:
         """Why no further task can be admitted, or the empty string."""
-        if len(self._sales) >= self._policy.tasks_open_max:
+        if self._register.is_full:
             return f"{self._policy.tasks_open_max} tasks are open at this node already"
         if self.accounts.is_full:
             return f"{self._policy.allocs_max} awards are unsettled already"
@@ -143,7 +128,7 @@ class Auctioneer:
         """An offer that shows new room brings waiting tasks up again, the most pressing first."""
         room = heard.offer.free
         actions: list[Action] = []
-        for task in self._waiting():
+        for task in self._register.waiting():
             order = self.records[task].order
             if order.work.needs.fits_in(room) and self._sales[task].is_news(heard, order):
                 room -= order.work.needs
@@ -154,7 +139,7 @@ class Auctioneer:
 
     def bid(self, peer: PeerId, bid: Bid, now: float) -> list[Action]:
         """Enter a sealed bid; the last awaited answer closes the auction. Raises PeerError."""
-        sale = self._expects(peer, bid.task, bid.round)
+        sale = self._register.asking(peer, bid.task, bid.round)
         if sale is None:
             return []
         record = self.records[bid.task]
@@ -174,11 +159,11 @@ class Auctioneer:
         )
         sale.bids[peer] = Sealed(bid, terms.reserve, worth)
         answer = bid_answer(peer, bid, terms.reserve, worth)
-        return [*self._note(record, answer), *self._close_if_complete(bid.task, now)]
+        return [*self._register.note(record, answer), *self._close_if_complete(bid.task, now)]
 
     def refusal(self, peer: PeerId, refusal: Refusal, now: float) -> list[Action]:
         """Note a "no" and its reason."""
-        sale = self._expects(peer, refusal.task, refusal.round)
+        sale = self._register.asking(peer, refusal.task, refusal.round)
         if sale is None:
             return []
         sale.refused.add(peer)
@@ -186,11 +171,11 @@ class Auctioneer:
             sale.busy.add(peer)
         answer = refusal_answer(peer, refusal)
         record = self.records[refusal.task]
-        return [*self._note(record, answer), *self._close_if_complete(refusal.task, now)]
+        return [*self._register.note(record, answer), *self._close_if_complete(refusal.task, now)]
 
     def accepted(self, peer: PeerId, accepted: Accepted) -> list[Action]:
         """The winner runs it; the others are told why they lost."""
-        record = self._current(peer, accepted.task, accepted.fence)
+        record = self._register.held_by(peer, accepted.task, accepted.fence)
         if record is None or record.state is not State.AWARDED:
             return []
         return self._run(record, "the executor accepted")
@@ -198,18 +183,18 @@ class Auctioneer:
     def declined(self, peer: PeerId, declined: Declined, now: float) -> list[Action]:
         """The winner's hold had gone: free the money, ask the next best."""
         actions = self.accounts.void(peer, declined, self._clock.wall_ms(now))
-        record = self._current(peer, declined.task, declined.fence)
+        record = self._register.held_by(peer, declined.task, declined.fence)
         if record is None or record.state is not State.AWARDED:
             return actions
         self.calibration.record(peer, self._sales[declined.task].promise, was_kept=False)
-        self._judge(declined.task, peer, f"declined: {declined.reason}")
+        self._register.judge(declined.task, peer, f"declined: {declined.reason}")
         return [*actions, *self._award_next(declined.task, now)]
 
     # --- the lease ------------------------------------------------------------------------------
 
     def renew(self, peer: PeerId, renew: Renew, now: float) -> list[Action]:
         """Extend the lease from now, or say that there is none."""
-        record = self._current(peer, renew.task, renew.fence)
+        record = self._register.held_by(peer, renew.task, renew.fence)
         if record is None or record.state not in (State.AWARDED, State.RUNNING):
             return [self._revoke(peer, renew.task, renew.fence)]
         actions = self._run(record, "renewed") if record.state is State.AWARDED else []
@@ -230,7 +215,7 @@ class Auctioneer:
         closing = self.accounts.closing(key)
         if closing:
             return [Send(peer, closing)]
-        record = self._current(peer, done.task, done.fence)
+        record = self._register.held_by(peer, done.task, done.fence)
         if record is None or not self.accounts.is_open(key):
             return [self._revoke(peer, done.task, done.fence)]
         self.accounts.check(peer, done)
@@ -264,7 +249,7 @@ class Auctioneer:
         actions = self.accounts.void(peer, lost, self._clock.wall_ms(now))
         if not actions:
             return [self._revoke(peer, lost.task, lost.fence)]
-        record = self._current(peer, lost.task, lost.fence)
+        record = self._register.held_by(peer, lost.task, lost.fence)
         if record and record.state in (State.AWARDED, State.RUNNING):
             actions += self._lose(lost.task, lost.reason, now)
         return actions
@@ -279,7 +264,7 @@ class Auctioneer:
         longest = sale.opened_at + self._policy.window_max_ms / 1000
         if not sale.bids and now < longest - 1e-6:
             return [WakeAt(longest, Woken("window", task, round_))]
-        return self._award_best(task, now)
+        return self._award_next(task, now)
 
     def award_due(self, task: TaskId, fence: int, now: float) -> list[Action]:
         """Repeat an unanswered award while the winner's hold may still stand."""
@@ -337,13 +322,6 @@ class Auctioneer:
         sale.ask_at = now + self._policy.ask_again_at_least_ms / 1000
         return [deadline, WakeAt(sale.ask_at, Woken("ask", order.task, record.round))]
 
-    def _waiting(self) -> list[TaskId]:
-        waiting = {task for task in self._sales if self.records[task].state is State.WAITING}
-        orders = [
-            (self.records[task].order, sale.deadline_at) for task, sale in self._sales.items()
-        ]
-        return most_pressing(orders, waiting)
-
     def _open_soon(self, task: TaskId, now: float) -> list[Action]:
         sale = self._sales[task]
         soonest = sale.opened_at + self._policy.ask_again_at_least_ms / 1000
@@ -383,15 +361,8 @@ class Auctioneer:
     def _ask(self, record: TaskRecord, sale: Sale) -> Ask:
         return ask_for(record, sale, ttl_ms=self._policy.ttl_ms, window_ms=self._policy.window_ms)
 
-    def _expects(self, peer: PeerId, task: TaskId, round_: int) -> Sale | None:
-        """The open auction that *peer* was asked in and has not answered yet."""
-        record, sale = self.records.get(task), self._sales.get(task)
-        if not record or not sale or record.state is not State.ASKING or record.round != round_:
-            return None
-        return sale if sale.awaits(peer) else None
-
     def _close_if_complete(self, task: TaskId, now: float) -> list[Action]:
-        return self._award_best(task, now) if self._sales[task].is_complete else []
+        return self._award_next(task, now) if self._sales[task].is_complete else []
 
     def _wait(self, task: TaskId, reason: str, now: float) -> list[Action]:
         """Nobody takes it now: ask again when an offer shows room, or in a while."""
@@ -401,22 +372,18 @@ class Auctioneer:
         pause = self._policy.ask_again_urgent_ms if is_urgent else self._policy.ask_again_ms
         sale.ask_at = now + pause / 1000
         return [
-            *self._move(evolve(record, state=State.WAITING, executor=None, reason=reason)),
+            *self._register.move(evolve(record, state=State.WAITING, executor=None, reason=reason)),
             WakeAt(sale.ask_at, Woken("ask", task, record.round)),
         ]
 
     # --- supporting: awards ---------------------------------------------------------------------
 
-    def _award_best(self, task: TaskId, now: float) -> list[Action]:
-        record, sale = self.records[task], self._sales[task]
-        if sale.bids:
-            return self._award_next(task, now)
-        return self._wait(task, why_no_bid(record, sale)[:512], now)
-
     def _award_next(self, task: TaskId, now: float) -> list[Action]:
         """Award to the best bid that has not declined; after three, a new round."""
         record, sale = self.records[task], self._sales[task]
         ranking = sale.ranking(task, record.round)
+        if not ranking and not sale.winners:
+            return self._wait(task, why_no_bid(record, sale)[:512], now)
         if not ranking or sale.winners >= self._policy.winners_max:
             return self._wait(task, "every winner declined", now)
         if self.accounts.is_full:
@@ -436,8 +403,8 @@ class Auctioneer:
             f"P(on time) {best.bid.p_on_time / 10:.0f} %"
         )
         for loser in ranking[1:]:
-            self._judge(task, loser, f"score {sale.bids[loser].worth} below {best.worth}")
-        self._judge(task, winner, "won")
+            self._register.judge(task, loser, f"score {sale.bids[loser].worth} below {best.worth}")
+        self._register.judge(task, winner, "won")
         self.records[task] = record = evolve(
             self.records[task],
             state=State.AWARDED,
@@ -469,20 +436,13 @@ class Auctioneer:
             for peer in sale.bids
         ]
         sale.bids = {}
-        return [*self._move(evolve(record, state=State.RUNNING, reason=reason)), *losers]
+        return [*self._register.move(evolve(record, state=State.RUNNING, reason=reason)), *losers]
 
     def _grant(self, task: TaskId, now: float) -> Action:
         """The lease runs from now; not before ttl + margin may it be given to another."""
         sale = self._sales[task]
         sale.granted_until = now + (self._policy.ttl_ms + self._policy.margin_ms) / 1000
         return WakeAt(sale.granted_until, Woken("lease", task, self.records[task].fence))
-
-    def _current(self, peer: PeerId, task: TaskId, fence: int) -> TaskRecord | None:
-        """The record, if *peer* is the executor of its newest fence."""
-        record = self.records.get(task)
-        if record is None or record.fence != fence or record.executor != peer:
-            return None
-        return record
 
     def _lose(self, task: TaskId, reason: str, now: float) -> list[Action]:
         """The executor is out: auction the task again, elsewhere if possible."""
@@ -498,7 +458,7 @@ class Auctioneer:
             moves=record.moves + 1,
             reason=f"lost by {short_peer(record.executor)}: {reason}"[:512],
         )
-        return [*self._move(lost), *self._open(task, now)]
+        return [*self._register.move(lost), *self._open(task, now)]
 
     def _settle(self, record: TaskRecord, done: Done, now: float) -> list[Action]:
         """Pay for a run, and end its task unless it has ended already."""
@@ -526,38 +486,18 @@ class Auctioneer:
         closing = self.accounts.closing((task, fence))
         if closing:
             return Send(peer, closing)
-        record = self._current(peer, task, fence)
+        record = self._register.held_by(peer, task, fence)
         if record is None:
             known = "superseded by a newer award" if task in self.records else "unknown task"
             return Send(peer, Revoked(task, fence, known, is_owed=False))
         is_owed = record.state.is_final and self.accounts.is_open((task, fence))
         return Send(peer, Revoked(task, fence, f"the task is {record.state}", is_owed=is_owed))
 
-    # --- supporting: records --------------------------------------------------------
-
-    def _note(self, record: TaskRecord, answer: Answer) -> list[Action]:
-        """Keep an answer on record, the newest only."""
-        self.records[record.order.task] = with_answer(record, answer)
-        return [Notify(Answered(record.order.task, answer))]
-
-    def _judge(self, task: TaskId, peer: PeerId, verdict: str) -> None:
-        self.records[task] = with_verdict(self.records[task], peer, verdict)
-
-    def _move(self, record: TaskRecord) -> list[Action]:
-        """Change state, durably and visibly."""
-        self.records[record.order.task] = record
-        return [PersistTask(record), Notify(moved(record))]
-
     def _finish(self, task: TaskId, state: State, reason: str) -> list[Action]:
         """End the task; whoever still runs it is told, and paid for what it burnt."""
-        assert state.is_final
         record = self.records[task]
-        del self._sales[task]
-        actions = self._move(evolve(record, state=state, reason=reason[:512]))
+        actions = self._register.end(task, state, reason)
         is_unsettled = record.settle is None and self.accounts.is_open((task, record.fence))
         if record.executor is not None and is_unsettled:
             actions.append(self._revoke(record.executor, task, record.fence))
-        ended = [key for key in self.records if key not in self._sales]
-        for key in ended[: max(0, len(ended) - self._policy.tasks_ended_max)]:
-            del self.records[key]
         return actions

@@ -1,0 +1,77 @@
+"""The register: the record of every task of this node's clients, and the sale of each open one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import evolve
+
+from mesh.ids import PeerId, TaskId
+from mesh.market.order import Answer, State, TaskRecord, with_answer, with_verdict
+from mesh.market.policy import Policy
+from mesh.market.sale import Sale, most_pressing
+from mesh.notices import Answered, moved
+from mesh.sansio import Action, Notify, PersistTask
+
+
+class Register:
+    """Bounded: open tasks by admission, ended ones by forgetting the oldest."""
+
+    def __init__(self, policy: Policy, records: Sequence[TaskRecord]) -> None:
+        self.records: dict[TaskId, TaskRecord] = {record.order.task: record for record in records}
+        self.sales: dict[TaskId, Sale] = {}
+        self._policy = policy
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.sales) >= self._policy.tasks_open_max
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        return {
+            "tasks_open": (len(self.sales), self._policy.tasks_open_max),
+            "tasks_ended": (len(self.records) - len(self.sales), self._policy.tasks_ended_max),
+        }
+
+    def waiting(self) -> list[TaskId]:
+        """Waiting tasks, the most pressing first."""
+        waiting = {task for task in self.sales if self.records[task].state is State.WAITING}
+        orders = [(self.records[task].order, sale.deadline_at) for task, sale in self.sales.items()]
+        return most_pressing(orders, waiting)
+
+    def asking(self, peer: PeerId, task: TaskId, round_: int) -> Sale | None:
+        """The open auction that *peer* was asked in and has not answered yet."""
+        record, sale = self.records.get(task), self.sales.get(task)
+        if not record or not sale or record.state is not State.ASKING or record.round != round_:
+            return None
+        return sale if sale.awaits(peer) else None
+
+    def held_by(self, peer: PeerId, task: TaskId, fence: int) -> TaskRecord | None:
+        """The record, if *peer* is the executor of its newest fence."""
+        record = self.records.get(task)
+        if record is None or record.fence != fence or record.executor != peer:
+            return None
+        return record
+
+    def note(self, record: TaskRecord, answer: Answer) -> list[Action]:
+        """Keep an answer on record, the newest only."""
+        self.records[record.order.task] = with_answer(record, answer)
+        return [Notify(Answered(record.order.task, answer))]
+
+    def judge(self, task: TaskId, peer: PeerId, verdict: str) -> None:
+        """The auctioneer's word on a bid."""
+        self.records[task] = with_verdict(self.records[task], peer, verdict)
+
+    def move(self, record: TaskRecord) -> list[Action]:
+        """Change state, durably and visibly."""
+        self.records[record.order.task] = record
+        return [PersistTask(record), Notify(moved(record))]
+
+    def end(self, task: TaskId, state: State, reason: str) -> list[Action]:
+        """Close the sale for good; the oldest ended record makes room."""
+        assert state.is_final
+        del self.sales[task]
+        actions = self.move(evolve(self.records[task], state=state, reason=reason[:512]))
+        ended = [key for key in self.records if key not in self.sales]
+        for key in ended[: max(0, len(ended) - self._policy.tasks_ended_max)]:
+            del self.records[key]
+        return actions
