@@ -57,8 +57,6 @@ class Limits:
     """Calls at a time on one connection; more wait at the client."""
     calls: int = 256
     """Calls at a time altogether; more are refused."""
-    window: int = 64
-    """Messages on their way from trio to one client, flow control not counted."""
     stall_s: float = 10.0
     """How long a watcher may take no message at all."""
     grace_s: float = 1.0
@@ -169,9 +167,7 @@ class ApiServer:
         stall_s = self._limits.stall_s if method.is_watch else None
 
         async def tell(request: Message, context: Context) -> None:
-            messages = self._bridge.stream(
-                method.tell, self._door, request, window=self._limits.window
-            )
+            messages = self._bridge.stream(method.tell, self._door, request, window=method.window)
             async with messages as told:
                 async for message in told:
                     try:

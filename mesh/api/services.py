@@ -324,6 +324,8 @@ class Stream:
     """One request, many messages."""
 
     tell: Callable[[Door, Any, Send[Any]], Awaitable[None]]
+    window: int
+    """Messages on their way from trio to one client, gRPC's own flow control not counted."""
     is_watch: bool = False
     """Whether it ends when its client does not keep up; otherwise it waits for the client."""
 
@@ -340,20 +342,20 @@ Method: TypeAlias = Unary | Stream | Upload
 SERVICES: Mapping[str, Mapping[str, Method]] = {
     "mesh.v1.Market": {
         "Bid": Unary(bid),
-        "WatchAuction": Stream(watch_auction, is_watch=True),
+        "WatchAuction": Stream(watch_auction, window=512, is_watch=True),
     },
     "mesh.v1.Tasks": {
         "Get": Unary(get_task),
         "List": Unary(list_tasks),
-        "Watch": Stream(watch_tasks, is_watch=True),
+        "Watch": Stream(watch_tasks, window=512, is_watch=True),
         "Result": Unary(result),
         "Cancel": Unary(cancel),
     },
     "mesh.v1.Node": {"Status": Unary(status), "Peers": Unary(list_peers)},
     "mesh.v1.Files": {
         "Put": Upload(put_file),
-        "Get": Stream(get_file),
+        "Get": Stream(get_file, window=4),
         "Stat": Unary(stat_files),
     },
-    "mesh.v1.Ledger": {"Receipts": Unary(list_receipts), "Audit": Stream(audit)},
+    "mesh.v1.Ledger": {"Receipts": Unary(list_receipts), "Audit": Stream(audit, window=64)},
 }
