@@ -55,6 +55,7 @@ from mesh.notices import Asked, Awarded, Progressed
 from mesh.sansio import Action, Collect, Identity, Notify, PersistTask, Send, WakeAt, Woken
 
 _URGENT_S = 1_800.0
+_REMINDERS_MAX = 16
 
 
 class Auctioneer:
@@ -71,11 +72,12 @@ class Auctioneer:
         head: Head,
         records: Sequence[TaskRecord],
         allocs: Mapping[Key, Entry],
+        closings: Sequence[Entry],
     ) -> None:
         self._register = Register(policy, records)
         self.records = self._register.records
         self._sales = self._register.sales
-        self.accounts = Accounts(identity, policy, head, allocs)
+        self.accounts = Accounts(identity, policy, head, allocs, closings)
         self.calibration = Calibration()
         self._identity = identity
         self._policy = policy
@@ -308,6 +310,19 @@ class Auctioneer:
         reason = f"deadline passed {record.state}"
         return self._finish(task, State.FAILED, f"{reason}: {record.reason}".rstrip(": "))
 
+    def accounts_due(self, now: float) -> list[Action]:
+        """Remind the sellers of awards that came to nothing: who does not run it declines it."""
+        actions: list[Action] = []
+        for (task, fence), entry in self.accounts.open().items():
+            record = self.records.get(task)
+            is_live = record is not None and record.fence == fence and task in self._sales
+            if is_live or len(actions) >= _REMINDERS_MAX:
+                continue
+            award = Award(task, fence, entry.encode(), self._policy.ttl_ms)
+            actions.append(Send(PeerId(entry.content.peer), award))
+        pause = self._policy.resend_max_ms / 1000
+        return [*actions, WakeAt(now + pause, Woken("accounts", None, 0))]
+
     # --- supporting: rounds ---------------------------------------------------------------------
 
     def _resume(self, record: TaskRecord, now: float) -> list[Action]:
@@ -318,9 +333,10 @@ class Auctioneer:
         deadline = WakeAt(sale.deadline_at, Woken("deadline", order.task, 0))
         if record.state in (State.AWARDED, State.RUNNING):
             return [deadline, self._grant(order.task, now)]
-        self.records[order.task] = evolve(record, state=State.WAITING)
+        # The round that may have been open is burnt: answers to it belong to another time.
+        self.records[order.task] = evolve(record, state=State.WAITING, round=record.round + 1)
         sale.ask_at = now + self._policy.ask_again_at_least_ms / 1000
-        return [deadline, WakeAt(sale.ask_at, Woken("ask", order.task, record.round))]
+        return [deadline, WakeAt(sale.ask_at, Woken("ask", order.task, record.round + 1))]
 
     def _open_soon(self, task: TaskId, now: float) -> list[Action]:
         sale = self._sales[task]
@@ -375,8 +391,6 @@ class Auctioneer:
             *self._register.move(evolve(record, state=State.WAITING, executor=None, reason=reason)),
             WakeAt(sale.ask_at, Woken("ask", task, record.round)),
         ]
-
-    # --- supporting: awards ---------------------------------------------------------------------
 
     def _award_next(self, task: TaskId, now: float) -> list[Action]:
         """Award to the best bid that has not declined; after three, a new round."""
