@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "ledger"))
-
 from ledger_deals import ALICE, BOB, NET, Chain
 
 from ledger.store import Store
 
-DEALS = Path(__file__).parents[1] / "unit" / "ledger"
+DEALS = Path(__file__).parents[1] / "support"
 ROOT = Path(__file__).parents[2]
 ROUNDS = 5
 # Goes on where the file ends, as a node does after a crash; a line is an acknowledgement.

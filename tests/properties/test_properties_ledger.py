@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import random
-import sys
 import unicodedata
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
-
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "ledger"))
-
 from ledger_deals import ALICE, BOB, CAROL, DAVE, NET, Chain, Party
 
 from ledger.audit import findings
