@@ -1,6 +1,6 @@
 /* Count words: wordcount [NAME]...
  *
- * Reads the named files and folders under /in (all of them by default), writes every word with its
+ * Reads the files and folders of these names under /in (all of them by default), writes every word with its
  * count to /out/counts.txt, the frequent ones first, and says in one line what it saw. A word is a
  * run of letters, digits and bytes beyond ASCII; capitals count as small letters.
  */
@@ -130,7 +130,8 @@ int main(int argc, char **argv)
         count("/in", 0);
     for (int i = 1; i < argc; i++) {
         char path[PATH_SIZE];
-        if (snprintf(path, sizeof path, "/in/%s", argv[i]) >= PATH_SIZE)
+        const char *form = argv[i][0] == '/' ? "%s" : "/in/%s";
+        if (snprintf(path, sizeof path, form, argv[i]) >= PATH_SIZE)
             die("too long:", argv[i]);
         count(path, 0);
     }

@@ -210,7 +210,10 @@ class Supervisor:
             await run.worker.send(order)
             ended = await self._follow(run, job, on_progress)
         except WorkerDied:
-            raise WorkerLost(_how_lost(run, await run.worker.end())) from None
+            how = await run.worker.end()
+            if run.has_started or how != "SIGABRT":
+                raise WorkerLost(_how_lost(run, how)) from None
+            ended = _refused("the compiler gave up, for want of memory or a flaw of its own")
         except PeerError as error:
             raise WorkerLost(f"the worker broke the protocol: {error}") from None
         finally:
@@ -266,8 +269,7 @@ class Supervisor:
     def _end_late(self, run: _Run, job: Job) -> Ended:
         self._late += 1
         if not run.has_started:
-            why = f"the module cannot run here: compiling it takes over {COMPILE_S:.0f} s"
-            return Ended("refused", 0, why, 0, b"", b"")
+            return _refused(f"compiling it takes over {COMPILE_S:.0f} s")
         return Ended("wall-limit", 0, f"it ran for {job.wall_ms} ms", run.fuel, b"", b"")
 
 
@@ -300,6 +302,10 @@ def _make_private(*folders: Path) -> None:
     for folder in folders:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
+
+
+def _refused(why: str) -> Ended:
+    return Ended("refused", 0, f"the module cannot run here: {why}", 0, b"", b"")
 
 
 def _how_lost(run: _Run, how: str) -> str:

@@ -116,10 +116,14 @@ class Template:
             self._process = _spawn(theirs.fileno(), self._folder / "template.log")
         self._socket = trio.socket.from_stdlib_socket(ours)
         self.starts += 1
-        with trio.move_on_after(START_S) as scope:
-            await self._answer()
-        if scope.cancelled_caught:
+        try:
+            with trio.move_on_after(START_S):
+                await self._answer()
+                return
             raise EOFError
+        except BaseException:
+            await self._stop()  # half a greeting must never be taken for an answer
+            raise
 
     async def _stop(self) -> None:
         """Its workers die with it."""

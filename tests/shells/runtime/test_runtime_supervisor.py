@@ -70,6 +70,15 @@ async def test_words_are_counted(supervisor: Supervisor, tmp_path: Path) -> None
     assert only.stdout == b"1 files, 6 words, 3 different; most frequent: the (3)\n"
 
 
+async def test_the_example_costs_what_it_costs_everywhere(supervisor: Supervisor) -> None:
+    """Pinned: this number is what an auditor on another machine will find."""
+    book = {"book.txt": ROOT / "mesh/examples/book.txt"}
+    outcome = await run(supervisor, "a", WORDCOUNT, "/in/book.txt", inputs=book)
+    assert outcome.stdout == b"1 files, 1206 words, 343 different; most frequent: the (110)\n"
+    assert outcome.fuel == 4245939
+    assert (outcome.out / "counts.txt").read_text().startswith("110\tthe\n56\tit\n")
+
+
 async def test_a_job_gives_the_same_bytes_and_fuel_wherever_it_runs(tmp_path: Path) -> None:
     """In two supervisors, with different hosts' files: nothing of a machine shows."""
     seen = []
@@ -128,22 +137,88 @@ async def test_a_paused_run_stands_still_and_ends_the_same(supervisor: Superviso
     assert supervisor.statistics().paused == 0
 
 
-async def test_the_wall_limit_does_not_count_pauses(supervisor: Supervisor) -> None:
-    """Paused before it starts and for longer than it may run, it still runs to its end."""
+async def test_a_run_paused_before_its_worker_is_up_waits_to_be_resumed(
+    supervisor: Supervisor,
+) -> None:
     outcomes = []
 
     async def go() -> None:
-        outcomes.append(await run(supervisor, "a", HOSTILE, "exit", "0", wall_ms=60_000))
+        outcomes.append(await run(supervisor, "a", HOSTILE, "exit", "0"))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(go)
-        await until(lambda: supervisor.statistics().running == 1)
+        await until(lambda: supervisor.statistics().template_starts == 1)
         supervisor.pause("a")
         supervisor.pause("a")
         supervisor.pause("nobody")
         supervisor.resume("nobody")
+        await until(lambda: supervisor.statistics().running == 1)
+        (pid,) = supervisor.statistics().pids
+        await until(lambda: state_of(pid) == "T")
+        assert outcomes == []
         supervisor.resume("a")
     assert outcomes[0].status == "exited"
+
+
+async def test_a_compiler_that_aborts_refuses_the_module(supervisor: Supervisor) -> None:
+    """It would abort elsewhere too: no reason to call the worker lost and try again."""
+    outcomes = []
+
+    async def go() -> None:
+        outcomes.append(await run(supervisor, "a", HOSTILE, "exit", "0"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(go)
+        await until(lambda: supervisor.statistics().template_starts == 1)
+        supervisor.pause("a")
+        await until(lambda: supervisor.statistics().running == 1)
+        (pid,) = supervisor.statistics().pids
+        await until(lambda: state_of(pid) == "T")
+        os.kill(pid, signal.SIGABRT)
+        supervisor.resume("a")
+    assert (outcomes[0].status, outcomes[0].fuel) == ("refused", 0)
+    assert "compiler gave up" in outcomes[0].detail
+
+
+async def test_a_start_that_was_cancelled_half_way_leaves_nothing_behind(
+    supervisor: Supervisor,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, supervisor, "a", HOSTILE, "exit", "0")
+        await until(lambda: supervisor.statistics().template_starts == 1)
+        nursery.cancel_scope.cancel()
+    assert supervisor.statistics().running == 0
+    assert (await run(supervisor, "a", HOSTILE, "exit", "3")).exit_code == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_a_worker_has_given_up_all_it_does_not_need(supervisor: Supervisor) -> None:
+    seen: dict[str, str] = {}
+
+    def look(_: int) -> None:
+        (pid,) = supervisor.statistics().pids
+        for name in ("status", "limits", "environ", "stat"):
+            seen[name] = Path(f"/proc/{pid}/{name}").read_text()
+        seen["cwd"] = os.readlink(f"/proc/{pid}/cwd")
+        seen["session"] = str(os.getsid(pid) == pid)
+
+    await run(supervisor, "a", HOSTILE, *SPIN, **LONG, disk=5 << 20, on_progress=look)
+    assert "NoNewPrivs:\t1" in seen["status"]
+    limits = {line[:26].strip(): line[26:].split()[:2] for line in seen["limits"].splitlines()}
+    assert limits["Max core file size"] == ["0", "0"]
+    assert limits["Max file size"] == [str(5 << 20)] * 2
+    assert limits["Max processes"] == ["0", "0"]
+    assert limits["Max open files"] == ["320", "320"]
+    assert limits["Max data size"] == [str((8 << 20) + (1 << 30))] * 2
+    assert limits["Max cpu time"][0] != "unlimited"
+    assert {line.split("=")[0] for line in seen["environ"].split("\0")} <= {
+        "",
+        "PYTHONPATH",
+        "LC_ALL",
+    }
+    assert seen["stat"].rsplit(")", 1)[1].split()[16] == "19"
+    assert seen["session"] == "True"
+    assert "/tasks/" in seen["cwd"]
 
 
 async def test_a_run_beyond_its_wall_limit_is_killed_and_bills_what_was_known(
