@@ -14,15 +14,15 @@ from mesh.cli.devnet import NODES_MAX, Devnet, keep, run_devnet
 from mesh.cli.options import DURATION
 from mesh.cli.render import Story, print_json, print_lines
 from mesh.cli.submit import follow
-from mesh.cli.words import Lines, clean, show_chance, show_fuel
+from mesh.cli.words import Lines, clean, show_chance, show_cores, show_fuel
 from mesh.client.limits import Limits
 
 if TYPE_CHECKING:
     from mesh.client import Client
     from mesh.v1 import ledger_pb2, node_pb2, order_pb2
 
-MODULE, INPUT = "wordcount.wasm", "book.txt"
-"""In mesh/examples."""
+MODULE, INPUT = "wordcount.wasm", "wordcount.c"
+"""In mesh/examples: the module counts the words of its own source."""
 _LIMITS = Limits(fuel=2_000_000_000, wall_ms=60_000, deadline_ms=300_000)
 _SHOWN = 400
 """Bytes of the output that are shown."""
@@ -54,7 +54,7 @@ def play(devnet: Devnet, story: Story, timeout: float) -> dict[str, Any]:
     client = devnet.clients[0]
     peers_seen = _meet(devnet, client, story)
     story.tell(f"3  a client bids for compute at node-1: {MODULE} over {INPUT}")
-    record = _run(client, story, timeout)
+    record = _run(devnet, client, story, timeout)
     facts: dict[str, Any] = {
         "schema": "mesh.demo/v1",
         "nodes": [
@@ -89,19 +89,19 @@ def _meet(devnet: Devnet, client: Client, story: Story) -> int:
 
 def _offer_line(devnet: Devnet, peer: node_pb2.Peer) -> str:
     sold, price = peer.offer.sold, units.show_money(peer.offer.price)
-    size = f"{units.format_cores(sold.cpu_milli)} cores, {units.show_size(sold.memory)}"
+    size = f"{show_cores(sold.cpu_milli)}, {units.show_size(sold.memory)}"
     return f"{devnet.name_of(peer.peer)} sells {size} at {price} for 10^9 fuel"
 
 
-def _run(client: Client, story: Story, timeout: float) -> order_pb2.Task:
+def _run(devnet: Devnet, client: Client, story: Story, timeout: float) -> order_pb2.Task:
     """Submit the example and follow it to its end. Raises TaskFailed or NotPlaced."""
     from mesh.client.task import check
 
     with resources.as_file(resources.files("mesh.examples")) as examples:
         task = client.submit(
-            examples / MODULE, [f"/in/{INPUT}"], inputs={INPUT: examples / INPUT}, limits=_LIMITS
+            examples / MODULE, [INPUT], inputs={INPUT: examples / INPUT}, limits=_LIMITS
         )
-    record = follow(task, story, timeout)
+    record = follow(task, story, timeout, devnet.name_of)
     story.clear()
     check(record)
     result = record.result
@@ -212,4 +212,4 @@ def summary(facts: dict[str, Any]) -> Lines:
         ("audit", f"{audit['good']} of {audit['checks']} good, re-run equal to the last fuel"),
     ]
     head = facts["output"]["head"].splitlines()[:8]
-    return lines + [("", clean(line)) for line in head]
+    return lines + [("", clean(line.expandtabs())) for line in head]

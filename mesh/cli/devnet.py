@@ -47,9 +47,11 @@ _PR_SET_PDEATHSIG = 1
 class DevnetFailed(Unavailable):
     """A node did not come up, or they did not find one another."""
 
-    def __init__(self, why: str, hint: str = "") -> None:
+    def __init__(self, why: str, hint: str = "", log: str = "") -> None:
         super().__init__(why)
         self.hint = hint
+        self.log = log
+        """What the nodes wrote last."""
 
 
 @frozen
@@ -115,22 +117,34 @@ def run_devnet(nodes: int, story: Story, timeout: float) -> Iterator[Devnet]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         members: list[Member] = []
         stack.callback(_stop, members)
-        members.append(_start(folder, 1, ()))
-        story.pass_by("node-1 is starting")
-        first = _wait_for_facts(members, story, deadline)[0]
-        members.extend(  # one by one: those that did start are stopped should another fail
-            _start(folder, number, first["addresses"][:1]) for number in range(2, nodes + 1)
-        )
-        facts = _wait_for_facts(members, story, deadline)
-        # Only now: grpc's threads do not mix with forking.
-        from mesh.client import connect
-
-        clients = tuple(
-            stack.enter_context(connect(f"unix:{member.home.socket}", home=member.home))
-            for member in members
-        )
-        _wait_for_offers(members, clients, story, deadline)
+        try:
+            facts = _bring_up(members, folder, nodes, story, deadline)
+            clients = tuple(stack.enter_context(_connect(member)) for member in members)
+            _wait_for_offers(members, clients, story, deadline)
+        except DevnetFailed as error:
+            story.tell(error.log)
+            raise
         yield Devnet(tuple(members), tuple(facts), clients)
+
+
+def _bring_up(
+    members: list[Member], folder: Path, nodes: int, story: Story, deadline: float
+) -> list[dict[str, Any]]:
+    """Start them all, the first one first; what they say of themselves."""
+    members.append(_start(folder, 1, ()))
+    story.pass_by("node-1 is starting")
+    first = _wait_for_facts(members, story, deadline)[0]
+    members.extend(  # one by one: those that did start are stopped should another fail
+        _start(folder, number, first["addresses"][:1]) for number in range(2, nodes + 1)
+    )
+    return _wait_for_facts(members, story, deadline)
+
+
+def _connect(member: Member) -> Client:
+    """Only once all have started: grpc's threads do not mix with forking."""
+    from mesh.client import connect
+
+    return connect(f"unix:{member.home.socket}", home=member.home)
 
 
 def _start(folder: Path, number: int, bootstrap: Sequence[str]) -> Member:
@@ -212,10 +226,10 @@ def _pause(members: Sequence[Member], deadline: float, what: str) -> None:
     for member in members:
         if member.process.poll() is not None:
             why = f"{member.name} ended with exit code {member.process.returncode}"
-            raise DevnetFailed(f"{why}\n{member.tail()}".rstrip(), "mesh doctor")
+            raise DevnetFailed(why, "its last words are above; mesh doctor", member.tail())
     if time.monotonic() > deadline:
         tails = "\n".join(f"{member.name}: {member.tail()}" for member in members)
-        raise DevnetFailed(f"{what} in time\n{tails}", "a loaded machine? give it more: --timeout")
+        raise DevnetFailed(f"{what} in time", "a loaded machine? give it more: --timeout", tails)
     time.sleep(_POLL_S)
 
 
@@ -228,7 +242,8 @@ def _stop(members: Sequence[Member]) -> None:
     for member in members:
         try:
             member.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):  # the second ^C: at once
+            deadline = 0.0
             os.killpg(member.process.pid, signal.SIGKILL)
             member.process.wait()
 

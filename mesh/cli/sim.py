@@ -12,6 +12,6 @@ import click
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def sim(args: tuple[str, ...]) -> int:
     """The same kernel in a simulated, faulty world: --seeds N, --jobs J, --replay FILE, --json."""
-    from mesh.sim import run
+    from mesh.sim.run import main
 
-    return run.main(args)
+    return main(args)

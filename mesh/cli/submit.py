@@ -13,7 +13,7 @@ from mesh import units
 from mesh.cli.exits import Exit
 from mesh.cli.options import CORES, COUNT, DURATION, MONEY, SIZE, with_client, with_output
 from mesh.cli.render import Story, say, show_one
-from mesh.cli.words import clean, short_peer, short_task, show_answer, show_fuel, task_lines
+from mesh.cli.words import Naming, clean, short_peer, short_task, show_answer, show_fuel, task_lines
 from mesh.client.limits import Limits
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def submit(
     """Bid for compute: run MODULE with ARGS wherever it is best.
 
     \b
-    mesh submit -i book=book.txt -O counts.txt -- wordcount.wasm /in/book
+    mesh submit -i book=book.txt -O counts.txt -- wordcount.wasm book
     mesh submit --detach -o id --max-price 0.05 -- job.wasm
     """
     limits = Limits(cpus, memory, disk, fuel, wall, deadline, max_price, fee, priority, features)
@@ -168,7 +168,9 @@ def show_task(record: order_pb2.Task, form: str) -> None:
     show_one("task", "task_id", facts, task_lines(facts), form)
 
 
-def follow(task: Task, story: Story, timeout: float | None) -> order_pb2.Task:
+def follow(
+    task: Task, story: Story, timeout: float | None, name: Naming = short_peer
+) -> order_pb2.Task:
     """Tell the task's story until its final record. Raises TimedOut or NotPlaced after *timeout*
     seconds: NotPlaced where nobody had taken it by then."""
     from mesh.client.errors import OverQuota, TimedOut
@@ -178,7 +180,7 @@ def follow(task: Task, story: Story, timeout: float | None) -> order_pb2.Task:
         try:
             for event in task.watch(timeout):
                 if event.WhichOneof("event") == "notice":
-                    tell(event.notice, story)
+                    tell(event.notice, story, name)
                 elif event.task.state in FINAL:
                     return event.task
         except OverQuota:  # the story came faster than this terminal takes it
@@ -193,8 +195,8 @@ def follow(task: Task, story: Story, timeout: float | None) -> order_pb2.Task:
         raise TimedOut(f"{task.id} has not ended in {timeout:g} s", goes_on) from None
 
 
-def tell(notice: notice_pb2.Notice, story: Story) -> None:
-    """One line of the market's story."""
+def tell(notice: notice_pb2.Notice, story: Story, name: Naming = short_peer) -> None:
+    """One line of the market's story; *name* says what to call a peer."""
     from mesh.client.facts import facts_of, state_word
 
     match notice.WhichOneof("kind"):
@@ -203,16 +205,16 @@ def tell(notice: notice_pb2.Notice, story: Story) -> None:
             story.tell(f"auction {notice.asked.round}: asked {number} node{'s' * (number != 1)}")
         case "answered" if not notice.answered.answer.verdict:
             answer = facts_of(notice.answered.answer)
-            story.tell(f"  {'bid' if answer['is_bid'] else 'no '} {show_answer(answer)}")
+            story.tell(f"  {'bid' if answer['is_bid'] else 'no '} {show_answer(answer, name)}")
         case "awarded":
             won = notice.awarded
             price = units.show_money(won.price)
-            story.tell(f"  won {short_peer(won.winner)}  at most {price}: {clean(won.reason)}")
+            story.tell(f"  won {name(won.winner)}  at most {price}  ({clean(won.reason)})")
         case "progressed":
             story.pass_by(f"running · {show_fuel(notice.progressed.fuel)}")
         case "moved":
             moved = notice.moved
-            where = f" on {short_peer(moved.executor)}" if moved.executor else ""
+            where = f" on {name(moved.executor)}" if moved.executor else ""
             why = f": {clean(moved.reason)}" if moved.reason else ""
             story.tell(f"{state_word(moved.state)}{where}{why}")
         case _:

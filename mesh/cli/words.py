@@ -5,13 +5,15 @@ Much of it was written by strangers (reasons, file names), so `clean` stands bef
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mesh import units
 
 Facts = Mapping[str, Any]
 Lines = list[tuple[str, str]]
+Naming = Callable[[str], str]
+"""What to call a peer."""
 
 
 def clean(text: str) -> str:
@@ -44,13 +46,18 @@ def show_chance(thousandths: int) -> str:
     return f"{thousandths // 10} %"
 
 
+def show_cores(milli: int) -> str:
+    """`1 core`, `1.5 cores`."""
+    return f"{units.format_cores(milli)} core{'' if milli == 1000 else 's'}"
+
+
 def show_capacity(capacity: Facts | None) -> str:
     """`1.5 cores · 4 GiB RAM · 20 GiB disk · 2 slots`, or `nothing`."""
     if capacity is None or not any(capacity.values()):
         return "nothing"
     slots = capacity["slots"]
     return (
-        f"{units.format_cores(capacity['cpu_milli'])} cores"
+        f"{show_cores(capacity['cpu_milli'])}"
         f" · {units.show_size(capacity['memory'])} RAM"
         f" · {units.show_size(capacity['disk'])} disk"
         f" · {slots} slot{'' if slots == 1 else 's'}"
@@ -76,9 +83,9 @@ def bid_lines(answers: Sequence[Facts]) -> Lines:
     return [("bid" if answer["is_bid"] else "refusal", show_answer(answer)) for answer in answers]
 
 
-def show_answer(answer: Facts) -> str:
+def show_answer(answer: Facts, name: Naming = short_peer) -> str:
     """One candidate's answer on one line."""
-    who = short_peer(answer["peer"])
+    who = name(answer["peer"])
     if not answer["is_bid"]:
         return f"{who}  {clean(answer['reason'])}"
     text = (
