@@ -38,7 +38,7 @@ from mesh.errors import ConfigError, MeshError, NotFound, PeerError, Unavailable
 from mesh.identity.keys import NodeKey, identity, load, load_or_create
 from mesh.ids import PeerId, format_peer
 from mesh.kernel import Kernel
-from mesh.market.accounts import open_allocs
+from mesh.market.accounts import open_allocs, recent_closings
 from mesh.market.bidding import Shop
 from mesh.market.policy import Policy
 from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
@@ -61,6 +61,8 @@ NET = b"mesh/1\0\0"
 SPEED = 500_000
 """Fuel per ms and core that a node claims before its own runs have corrected it."""
 LEAVE_S = 2.0
+ADVERTISE_AFTER_S = 5.0
+ADVERTISE_EVERY_S = 600.0
 SWEEP_EVERY_S = 600.0
 SWEEP_GRACE_S = 3_600.0
 
@@ -167,9 +169,11 @@ def _gather(config: Config, home: Home, files: _Files) -> Facts:
         window_ms=config.market.window_ms,
         ttl_ms=config.market.lease_ttl_s * 1000,
     )
+    sold = config.sell.capacity(machine)
     shop = Shop(
-        machine=machine,
-        sold=config.sell.capacity(machine),
+        # An owner who does not want it back leaves us what is sold, whatever else the machine does.
+        machine=machine if config.sell.yields else machine + sold,
+        sold=sold,
         price=config.sell.price,
         speed=SPEED,
         features=("wasm",) if config.sell.enabled else (),
@@ -184,6 +188,7 @@ def _gather(config: Config, home: Home, files: _Files) -> Facts:
         records=tuple(files.journal.tasks(policy.tasks_ended_max)),
         tenancies=tuple(files.journal.tenancies()),
         allocs=tuple(entry.encode() for entry in open_allocs(own).values()),
+        closings=tuple(entry.encode() for entry in recent_closings(own)),
         epoch=files.epoch,
         epoch_ms=time_ns() // 10**6 - int(trio.current_time() * 1000),
         shop=shop,
@@ -238,8 +243,8 @@ async def _serve(
         )
         nursery.start_soon(performer.gossip)
         nursery.start_soon(_sweep, files.blocks, kernel)
-        if config.sell.yields:
-            nursery.start_soon(watch, Probe(ThisMachine(), trio.current_time), driver.post)
+        nursery.start_soon(watch, Probe(ThisMachine(), trio.current_time), driver.post)
+        nursery.start_soon(_advertise, network, kernel)
         nursery.start_soon(
             partial(driver.drive, persist=performer.persist, perform=performer.perform)
         )
@@ -344,6 +349,18 @@ def _write_facts(home: Home, facts: Mapping[str, object]) -> None:
     draft = home.facts.with_suffix(".tmp")
     draft.write_text(json.dumps(facts, indent=1) + "\n")
     draft.replace(home.facts)
+
+
+async def _advertise(network: Network, kernel: Kernel) -> None:
+    """Be found in the DHT by what this node can do."""
+    while True:
+        await trio.sleep(ADVERTISE_AFTER_S)
+        for feature in kernel.offer.features if kernel.offer else ():
+            try:
+                await network.provide(feature)
+            except MeshError as error:
+                _log.info("not listed under %s: %s", feature, error)
+        await trio.sleep(ADVERTISE_EVERY_S)
 
 
 async def _sweep(blocks: DiskBlocks, kernel: Kernel) -> None:
