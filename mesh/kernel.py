@@ -81,6 +81,7 @@ class Kernel:
         records: Sequence[TaskRecord] = (),
         tenancies: Sequence[PersistTenancy] = (),
         allocs: Mapping[tuple[TaskId, int], Entry] | None = None,
+        closings: Sequence[Entry] = (),
         epoch: int,
         epoch_ms: int,
         shop: Shop,
@@ -104,6 +105,7 @@ class Kernel:
             head=head,
             records=records,
             allocs=allocs or {},
+            closings=closings,
         )
 
     # --- what shells and checkers may read ------------------------------------------------------
@@ -189,6 +191,7 @@ class Kernel:
             case Started():
                 return [
                     *self._auctioneer.start(now),
+                    *self._auctioneer.accounts_due(now),
                     *self._tenancies.start(now),
                     *self._offer_due(now),
                 ]
@@ -253,6 +256,8 @@ class Kernel:
         auctioneer, tenancies = self._auctioneer, self._tenancies
         if event.timer == "offer":
             return self._offer_due(now)
+        if event.timer == "accounts":
+            return auctioneer.accounts_due(now)
         task, mark = event.subject, event.mark
         assert task is not None, event
         match event.timer:

@@ -125,6 +125,7 @@ Timer: TypeAlias = Literal[
     "expire",
     "orphan",
     "answer",
+    "accounts",
     "offer",
 ]
 

@@ -6,7 +6,8 @@ nothing. A closing entry is kept for a while, so that a seller who missed it get
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ledger import chain
 from ledger.chain import Head
@@ -29,13 +30,22 @@ class Accounts:
     """What this node, as a buyer, has promised and paid."""
 
     def __init__(
-        self, identity: Identity, policy: Policy, head: Head, allocs: Mapping[Key, Entry]
+        self,
+        identity: Identity,
+        policy: Policy,
+        head: Head,
+        allocs: Mapping[Key, Entry],
+        closings: Sequence[Entry],
     ) -> None:
         self.head = head
         self._identity = identity
         self._policy = policy
         self._allocs: dict[Key, Entry] = dict(allocs)
-        self._closings: dict[Key, bytes] = {}
+        self._closings = {
+            _key(entry): (PeerId(entry.content.peer), entry.encode())
+            for entry in closings[-CLOSINGS_MAX:]
+            if _key(entry) not in allocs
+        }
 
     @property
     def is_full(self) -> bool:
@@ -47,6 +57,10 @@ class Accounts:
             "closings": (len(self._closings), CLOSINGS_MAX),
         }
 
+    def open(self) -> Mapping[Key, Entry]:
+        """The awards that nothing has closed yet, the oldest first."""
+        return self._allocs
+
     def is_open(self, key: Key) -> bool:
         return key in self._allocs
 
@@ -57,6 +71,7 @@ class Accounts:
             self.head, bid.terms, bid.signature, wall_ms=wall_ms, sign=self._identity.sign
         )
         self._allocs[key] = entry
+        self._closings.pop(key, None)  # of the winner before, who declined
         return entry, AppendEntry(entry.encode(), is_own=True)
 
     def check(self, peer: PeerId, done: Done) -> Terms:
@@ -89,10 +104,10 @@ class Accounts:
         _, actions = self._close(chain.void, key, peer, data, given_up.signature, wall_ms)
         return actions
 
-    def closing(self, key: Key) -> Settled | None:
-        """The entry that closed *key*, for a seller who missed it."""
-        data = self._closings.get(key)
-        return Settled(*key, data) if data else None
+    def closing(self, peer: PeerId, key: Key) -> Settled | None:
+        """The entry that closed *key* with *peer*, for a seller who missed it."""
+        seller, data = self._closings.get(key, (None, b""))
+        return Settled(*key, data) if seller == peer else None
 
     def _close(
         self,
@@ -108,7 +123,7 @@ class Accounts:
             self.head, terms, signature, alloc=alloc, wall_ms=wall_ms, sign=self._identity.sign
         )
         data = entry.encode()
-        self._closings[key] = data
+        self._closings[key] = (peer, data)
         if len(self._closings) > CLOSINGS_MAX:
             del self._closings[next(iter(self._closings))]
         return entry, [AppendEntry(data, is_own=True), Send(peer, Settled(*key, data))]
@@ -122,5 +137,15 @@ def open_allocs(entries: Iterable[Entry]) -> dict[Key, Entry]:
             allocs[entry.id] = entry
         else:
             allocs.pop(entry.content.deal.ref, None)
-    deals = ((entry.content.deal, entry) for entry in allocs.values())
-    return {(TaskId(deal.nonce), deal.fence): entry for deal, entry in deals}
+    return {_key(entry): entry for entry in allocs.values()}
+
+
+def recent_closings(entries: Iterable[Entry]) -> list[Entry]:
+    """The last SETTLEs and VOIDs of a chain: sellers may not have got them before a restart."""
+    closings = (entry for entry in entries if entry.content.kind is not Kind.ALLOC)
+    return list(deque(closings, maxlen=CLOSINGS_MAX))
+
+
+def _key(entry: Entry) -> Key:
+    deal = entry.content.deal
+    return TaskId(deal.nonce), deal.fence

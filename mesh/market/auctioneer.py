@@ -214,7 +214,7 @@ class Auctioneer:
     def done(self, peer: PeerId, done: Done, now: float) -> list[Action]:
         """Close the account of a run that ended, and the task with it. Raises PeerError."""
         key = (done.task, done.fence)
-        closing = self.accounts.closing(key)
+        closing = self.accounts.closing(peer, key)
         if closing:
             return [Send(peer, closing)]
         record = self._register.held_by(peer, done.task, done.fence)
@@ -245,7 +245,7 @@ class Auctioneer:
 
     def lost(self, peer: PeerId, lost: Lost, now: float) -> list[Action]:
         """The executor gave it up: free the money and auction it again at once."""
-        closing = self.accounts.closing((lost.task, lost.fence))
+        closing = self.accounts.closing(peer, (lost.task, lost.fence))
         if closing:
             return [Send(peer, closing)]
         actions = self.accounts.void(peer, lost, self._clock.wall_ms(now))
@@ -497,7 +497,7 @@ class Auctioneer:
 
     def _revoke(self, peer: PeerId, task: TaskId, fence: int) -> Action:
         """Why *peer* holds nothing, and whether it is owed for what it burnt."""
-        closing = self.accounts.closing((task, fence))
+        closing = self.accounts.closing(peer, (task, fence))
         if closing:
             return Send(peer, closing)
         record = self._register.held_by(peer, task, fence)

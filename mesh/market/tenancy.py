@@ -142,7 +142,7 @@ class Tenancies:
         """
         _check_ask(ask)
         held = self._holds.get(ask.task)
-        if held and held.buyer == peer and held.ask.round == ask.round:
+        if held and held.buyer == peer and held.ask == ask:
             return [Send(peer, held.bid)]
         room = self._make_room()
         refusal = self._why_not(peer, ask)

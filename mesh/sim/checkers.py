@@ -66,6 +66,7 @@ class Checkers:
         self._leases: dict[int, tuple[tuple[TaskId, int], ...]] = {}
         self._holders: dict[TaskId, dict[int, int]] = {}
         self._chains: dict[int, _Chain] = {}
+        self._received: dict[int, set[bytes]] = {}  # ids of others' entries
         self._records: dict[TaskId, TaskRecord] = {}  # as last made durable
         self._ended: dict[tuple[TaskId, int], Result] = {}  # what honest runs left behind
         self._asked_at: dict[TaskId, float] = {}
@@ -77,6 +78,7 @@ class Checkers:
         """From now on *node* is held to its promises."""
         self._nodes[node.peer] = node
         self._leases[node.index] = ()
+        self._received[node.index] = set()
         self._chains[node.index] = _Chain(Head.start(node.peer, NET), {}, {}, {})
 
     def is_watched(self, node: Node) -> bool:
@@ -162,6 +164,8 @@ class Checkers:
             return
         if isinstance(write, AppendEntry) and write.is_own:
             self._extend(node, Entry.decode(write.entry))
+        elif isinstance(write, AppendEntry):
+            self._received[node.index].add(Entry.decode(write.entry).id)
         elif isinstance(write, PersistTask):
             self._check_record(node, write.record)
 
@@ -184,6 +188,7 @@ class Checkers:
             if node.kernel.reserved() != NOTHING and not node.runtime.workers:
                 raise Violation("L3", f"node {node.index} still reserves {node.kernel.reserved()}")
             self.check_sizes(node)
+            self._check_accounts(node)
             for tenancy in node.disk.read().tenancies.values():
                 buyer = self._nodes.get(tenancy.buyer)
                 if buyer is None or not buyer.is_up:
@@ -191,6 +196,19 @@ class Checkers:
                 if (tenancy.task, tenancy.fence) not in node.runtime.workers:
                     told = format_task(tenancy.task)
                     raise Violation("L3", f"node {node.index} never settled {told}")
+
+    def _check_accounts(self, node: Node) -> None:
+        """L2: no money is pending for nothing, and each seller has the receipt of its work."""
+        chain = self._chains[node.index]
+        for body in chain.bodies.values():
+            seller = self._nodes.get(PeerId(body.peer))
+            if seller is None or not seller.is_up:
+                continue
+            told = f"{format_task(TaskId(body.deal.nonce))} by fence {body.deal.fence}"
+            if body.kind is Kind.ALLOC and body.id not in chain.resolved:
+                raise Violation("L2", f"node {node.index} still sets money aside for {told}")
+            if body.kind is Kind.SETTLE and body.id not in self._received[seller.index]:
+                raise Violation("L2", f"node {seller.index} never got its receipt for {told}")
 
     def _check_open(self, node: Node, record: TaskRecord, healed_at: float | None) -> None:
         task, policy = record.order.task, self._options.policy

@@ -92,6 +92,19 @@ class Faults:
             return
         self._later(rng.choice((0.1, 3.0, 30.0)) * rng.uniform(0.5, 2.0), lambda: _start(node))
 
+    def ambush(self, node: Node) -> None:
+        """*node* has just spoken: it may crash before it does anything else."""
+        if self._is_over or self._rng.random() >= self._stage.options.ambushes:
+            return
+
+        def strike() -> None:
+            if node.is_up:
+                node.crash(self._rng)
+                self._stage.count("ambushes")
+                self._later(self._rng.uniform(0.05, 1.0), lambda: _start(node))
+
+        self._later(self._rng.choice((0.0, 0.05, 1.0)), strike)
+
     def _stall(self, rng: Random) -> None:
         up = [node for node in self._stage.nodes if node.is_up and not node.is_stalled]
         if not up:

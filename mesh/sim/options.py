@@ -43,6 +43,8 @@ class Options:
     clogs: float
     partitions: float
     crashes: float
+    ambushes: float
+    """The share of messages whose sender crashes at once, and is soon back."""
     deaths: float
     """The share of crashes from which a node never returns."""
     stalls: float
@@ -69,6 +71,7 @@ class Options:
             self.clogs,
             self.partitions,
             self.crashes,
+            self.ambushes,
             self.stalls,
             self.surges,
             self.runs_lost,
@@ -107,6 +110,7 @@ def draw(seed: int) -> Options:
         runs_lost=_maybe(rng, 0.4, 0.2),
         cancels=_maybe(rng, 0.4, 0.2),
         resubmits=_maybe(rng, 0.4, 0.3),
+        ambushes=_maybe(rng, 0.3, 0.02),
     )
     return calm(options) if rng.random() < 0.05 else options
 
@@ -125,6 +129,7 @@ def calm(options: Options) -> Options:
         clogs=0.0,
         partitions=0.0,
         crashes=0.0,
+        ambushes=0.0,
         stalls=0.0,
         surges=0.0,
         runs_lost=0.0,

@@ -39,6 +39,8 @@ class Facts:
     tenancies: tuple[PersistTenancy, ...]
     allocs: tuple[bytes, ...]
     """The encoded ALLOC entries that were open."""
+    closings: tuple[bytes, ...]
+    """The encoded last SETTLEs and VOIDs."""
     epoch: int
     epoch_ms: int
     shop: Shop
@@ -57,6 +59,7 @@ class Facts:
                 (TaskId(entry.content.deal.nonce), entry.content.deal.fence): entry
                 for entry in entries
             },
+            closings=[Entry.decode(data) for data in self.closings],
             epoch=self.epoch,
             epoch_ms=self.epoch_ms,
             shop=self.shop,

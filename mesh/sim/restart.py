@@ -5,9 +5,9 @@ from __future__ import annotations
 from random import Random
 
 from ledger.chain import Head
-from ledger.model import Entry, Kind
-from mesh.ids import TaskId
+from ledger.model import Entry
 from mesh.kernel import Kernel
+from mesh.market.accounts import open_allocs, recent_closings
 from mesh.market.bidding import Shop
 from mesh.market.order import TaskRecord
 from mesh.market.policy import Policy
@@ -38,24 +38,11 @@ def restore(
         records=_recent(list(contents.records.values()), policy),
         tenancies=tuple(contents.tenancies.values()),
         allocs=open_allocs(entries),
+        closings=recent_closings(entries),
         epoch=epoch,
         epoch_ms=epoch_ms,
         shop=shop,
     )
-
-
-def open_allocs(entries: list[Entry]) -> dict[tuple[TaskId, int], Entry]:
-    """The awards of a chain that nothing has closed, by task and fence."""
-    allocs: dict[bytes, Entry] = {}
-    for entry in entries:
-        if entry.content.kind is Kind.ALLOC:
-            allocs[entry.id] = entry
-        else:
-            del allocs[entry.content.deal.ref]
-    return {
-        (TaskId(entry.content.deal.nonce), entry.content.deal.fence): entry
-        for entry in allocs.values()
-    }
 
 
 def _recent(records: list[TaskRecord], policy: Policy) -> tuple[TaskRecord, ...]:

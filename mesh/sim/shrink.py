@@ -19,6 +19,7 @@ _RATES = (
     "clogs",
     "partitions",
     "crashes",
+    "ambushes",
     "deaths",
     "stalls",
     "surges",

@@ -148,6 +148,7 @@ class World:
             told = f"node {source.index} sends {type(message).__name__} to itself"
             raise Violation("wiring", told)
         self.count(type(message).__name__)
+        self._faults.ambush(source)
         liar = self._liars.get(source.index)
         if liar is not None:
             for frame in liar.say(message):
