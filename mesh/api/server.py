@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias, assert_never
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -19,7 +20,7 @@ import trio
 from attrs import frozen
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
@@ -27,7 +28,7 @@ from grpc_status import rpc_status
 from mesh.api import services
 from mesh.api.bridge import Bridge, open_bridge
 from mesh.api.door import Door
-from mesh.api.faults import TooMany, TooSlow, status_of
+from mesh.api.faults import FieldError, TooMany, TooSlow, status_of
 from mesh.api.listen import (
     check_loopback,
     check_port,
@@ -44,6 +45,7 @@ PORT_KEY = "network.grpc_port"
 SOCKET_KEY = "MESH_HOME"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Parse: TypeAlias = Callable[[bytes], Message]
 Behaviour: TypeAlias = Callable[[Any, Context], Awaitable[Message | None]]
 
 
@@ -117,11 +119,17 @@ class ApiServer:
         except RuntimeError:  # taken since we looked
             raise ConfigError(PORT_KEY, f"port {port} is in use", "choose another") from None
         if path is not None:
-            self._server.add_insecure_port(f"unix:{path}")
-            protect_socket(path)
+            self._listen_at(path)
         await self._server.start()
         for name in names:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def _listen_at(self, path: Path) -> None:
+        try:
+            self._server.add_insecure_port("unix:" + quote(str(path)))  # it is read as a URI
+        except RuntimeError:
+            raise ConfigError(SOCKET_KEY, f"cannot listen at {path}", "choose another") from None
+        protect_socket(path)
 
     async def stop(self) -> None:
         """Refuse new calls; wait for those in flight, but not for ever."""
@@ -139,35 +147,34 @@ class ApiServer:
     def _handler(
         self, descriptor: MethodDescriptor, methods: Mapping[str, services.Method]
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        parse = message_factory.GetMessageClass(descriptor.input_type).FromString
+        parse = _parser(descriptor)
         method = methods[descriptor.name]
         match method:
             case services.Unary():
-                return grpc.unary_unary_rpc_method_handler(
-                    self._guarded(self._answer(method)), parse, _serialize
-                )
+                behaviour = self._guarded(self._answer(method, parse))
+                return grpc.unary_unary_rpc_method_handler(behaviour, None, _serialize)
             case services.Stream():
-                return grpc.unary_stream_rpc_method_handler(
-                    self._guarded(self._tell(method)), parse, _serialize
-                )
+                behaviour = self._guarded(self._tell(method, parse))
+                return grpc.unary_stream_rpc_method_handler(behaviour, None, _serialize)
             case services.Upload():
-                return grpc.stream_unary_rpc_method_handler(
-                    self._guarded(self._take(method)), parse, _serialize
-                )
+                behaviour = self._guarded(self._take(method, parse))
+                return grpc.stream_unary_rpc_method_handler(behaviour, None, _serialize)
             case never:
                 assert_never(never)
 
-    def _answer(self, method: services.Unary) -> Behaviour:
-        async def answer(request: Message, context: Context) -> Message:
-            return await self._bridge.call(method.answer, self._door, request)
+    def _answer(self, method: services.Unary, parse: Parse) -> Behaviour:
+        async def answer(request: bytes, context: Context) -> Message:
+            return await self._bridge.call(method.answer, self._door, parse(request))
 
         return answer
 
-    def _tell(self, method: services.Stream) -> Behaviour:
+    def _tell(self, method: services.Stream, parse: Parse) -> Behaviour:
         stall_s = self._limits.stall_s if method.is_watch else None
 
-        async def tell(request: Message, context: Context) -> None:
-            messages = self._bridge.stream(method.tell, self._door, request, window=method.window)
+        async def tell(request: bytes, context: Context) -> None:
+            messages = self._bridge.stream(
+                method.tell, self._door, parse(request), window=method.window
+            )
             async with messages as told:
                 async for message in told:
                     try:
@@ -178,9 +185,9 @@ class ApiServer:
 
         return tell
 
-    def _take(self, method: services.Upload) -> Behaviour:
-        async def take(requests: AsyncIterator[Message], context: Context) -> Message:
-            return await self._bridge.feed(requests, method.take, self._door)
+    def _take(self, method: services.Upload, parse: Parse) -> Behaviour:
+        async def take(requests: AsyncIterator[bytes], context: Context) -> Message:
+            return await self._bridge.feed(_Parsed(requests, parse), method.take, self._door)
 
         return take
 
@@ -199,10 +206,13 @@ class ApiServer:
                 status = rpc_status.to_status(  # type: ignore[no-untyped-call]
                     status_of(error)
                 )
+            except grpc.aio.InternalError:
+                raise asyncio.CancelledError from None  # the client is gone: nobody to answer
             finally:
                 self.calls_now -= 1
-            await context.abort_with_status(status)
-            raise AssertionError("abort_with_status raises")
+            with suppress(grpc.aio.InternalError):
+                await context.abort_with_status(status)
+            raise asyncio.CancelledError  # likewise
 
         return guarded
 
@@ -254,6 +264,33 @@ async def _stop(server: ApiServer, bridge: Bridge, grace_s: float) -> None:
 def _descriptors() -> list[ServiceDescriptor]:
     files = (market_pb2, tasks_pb2, node_pb2, files_pb2, ledger_pb2)
     return [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
+
+
+def _parser(descriptor: MethodDescriptor) -> Parse:
+    """Our own, since gRPC takes a request that is none for a fault of the server."""
+    message = message_factory.GetMessageClass(descriptor.input_type)
+
+    def parse(request: bytes) -> Message:
+        try:
+            return message.FromString(request)
+        except DecodeError:
+            raise FieldError("request", f"is no {message.DESCRIPTOR.full_name}") from None
+
+    return parse
+
+
+class _Parsed:
+    """The messages of an upload."""
+
+    def __init__(self, requests: AsyncIterator[bytes], parse: Parse) -> None:
+        self._requests = requests
+        self._parse = parse
+
+    def __aiter__(self) -> _Parsed:
+        return self
+
+    async def __anext__(self) -> Message:
+        return self._parse(await anext(self._requests))
 
 
 def _serialize(message: Message) -> bytes:

@@ -6,6 +6,7 @@ import socket as sockets
 import stat
 from contextlib import AsyncExitStack
 from pathlib import Path
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -14,11 +15,12 @@ import trio.testing
 from api_client import Client, Fault, bid_request, connected, serving
 from api_door import TASK, MemoryDoor, moved, record
 
+from mesh.api.door import Finding
 from mesh.api.server import Limits, open_api
 from mesh.errors import ConfigError
 from mesh.ids import format_task
 from mesh.market.order import State
-from mesh.v1 import files_pb2, market_pb2, node_pb2, tasks_pb2
+from mesh.v1 import files_pb2, ledger_pb2, market_pb2, node_pb2, tasks_pb2
 
 
 async def test_a_clients_cancellation_reaches_trio() -> None:
@@ -60,7 +62,7 @@ async def test_a_watcher_that_leaves_is_forgotten() -> None:
 async def test_a_watcher_that_stands_still_is_ended_and_nobody_else() -> None:
     door = MemoryDoor()
     door.records[TASK] = record()
-    limits = Limits(stall_s=0.2, grace_s=0.2)
+    limits = Limits(stall_s=1.0, grace_s=0.2)
     async with serving(door, limits) as (client, server):
         quick = client.tasks.Watch(tasks_pb2.TasksWatchRequest(task_id=format_task(TASK)))
         await client.ask(next, quick)
@@ -78,6 +80,23 @@ async def test_a_watcher_that_stands_still_is_ended_and_nobody_else() -> None:
         assert server.statistics()["watchers_ended"] == 1
         door.finish(TASK)
         assert [event.WhichOneof("event") for event in await client.ask(list, quick)][-1] == "task"
+
+
+@pytest.mark.slow
+async def test_a_watcher_that_never_reads_again_does_not_hold_the_node_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    door = MemoryDoor()
+    door.records[TASK] = record()
+    async with serving(door, Limits(stall_s=0.2, grace_s=0.2)) as (client, server):
+        still = client.tasks.Watch(tasks_pb2.TasksWatchRequest(task_id=format_task(TASK)))
+        await client.ask(next, still)
+        with trio.fail_after(60):
+            while door.followers:
+                door.tell(moved(TASK, State.RUNNING, "x" * 100_000))
+                await trio.lowlevel.checkpoint()
+    assert server.statistics()["watchers_ended"] == 1
+    assert caplog.records == []
 
 
 async def test_a_watcher_of_everything_that_missed_a_notice_is_ended() -> None:
@@ -114,6 +133,41 @@ async def test_a_message_too_large_is_refused() -> None:
         assert fault.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         small = await client.ask(client.market.Bid, bid_request())
         assert small.task_id
+
+
+@pytest.mark.parametrize("method", ["Market/Bid", "Tasks/Watch", "Files/Put"])
+async def test_a_request_that_is_none_is_refused(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(MemoryDoor()) as (client, _):
+        call = client.channel.stream_unary(f"/mesh.v1.{method}")
+        fault = await client.fail(lambda: call(iter([b"\xff\xff"])))
+    assert (fault.code, fault.field) == (grpc.StatusCode.INVALID_ARGUMENT, "request")
+    assert caplog.records == []
+
+
+async def test_clients_that_hang_up_leave_nothing_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    door = MemoryDoor()
+    door.records[TASK] = record()
+    door.findings = [Finding(None, None, "chain", True, "x" * 1000)] * 20_000
+    door.upload_gate = trio.Event()
+    async with serving(door) as (_, server):
+        for taken in range(10):
+            with connected(f"127.0.0.1:{server.port}") as client:
+                audit = client.ledger.Audit(ledger_pb2.LedgerAuditRequest())
+                for _ in range(taken):
+                    await client.ask(next, audit)
+                watch = client.tasks.Watch(tasks_pb2.TasksWatchRequest())
+                await client.ask(next, watch)
+                chunk = files_pb2.FilesPutRequest(chunk=bytes(100_000))
+                client.files.Put.future(iter([files_pb2.FilesPutRequest(name="a"), *[chunk] * 20]))
+        with trio.fail_after(30):
+            while server.statistics()["calls_now"]:
+                await trio.lowlevel.checkpoint()
+            await door.until_followed(0)
+    assert caplog.records == []
 
 
 async def test_calls_in_flight_are_told_that_the_node_stops(
@@ -238,11 +292,11 @@ async def test_two_nodes_serve_side_by_side() -> None:
 
 
 async def test_the_unix_socket_is_the_owners_alone(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "mesh.sock"
+    path = tmp_path / "my%20run" / "mesh.sock"
     async with serving(MemoryDoor(), socket=path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        with connected(f"unix:{path}") as client:
+        with connected("unix:" + quote(str(path))) as client:
             assert (await client.ask(client.node.Status, node_pb2.NodeStatusRequest())).agent
     assert not path.exists()
 
