@@ -63,13 +63,10 @@ def encode(message: Message) -> bytes:
 
 def decode(frame: bytes) -> Message:
     """The message in *frame*. Raises PeerError and nothing else."""
-    parts = _unpack(frame, FRAME_MAX)
-    if type(parts) is not list or len(parts) < 2 or parts[0] != VERSION:
-        raise PeerError("not a message of version 1")
-    number = parts[1]
+    number, *fields = _versioned(frame, FRAME_MAX, "message") or [None]
     if type(number) is not int or not 0 <= number < len(_KINDS):
-        raise PeerError(f"unknown kind of message: {number!r:.20}")
-    return cast(Message, _reader(_KINDS[number])(parts[2:]))
+        raise PeerError("unknown kind of message")
+    return cast(Message, _reader(_KINDS[number])(fields))
 
 
 def encode_offer(offer: Offer) -> bytes:
@@ -79,10 +76,7 @@ def encode_offer(offer: Offer) -> bytes:
 
 def decode_offer(data: bytes) -> Offer:
     """The inverse of `encode_offer`. Raises PeerError."""
-    parts = _unpack(data, OFFER_MAX)
-    if type(parts) is not list or not parts or parts[0] != VERSION:
-        raise PeerError("not an offer of version 1")
-    return cast(Offer, _reader(Offer)(parts[1:]))
+    return cast(Offer, _reader(Offer)(_versioned(data, OFFER_MAX, "offer")))
 
 
 def offer_message(offer: bytes) -> bytes:
@@ -97,10 +91,7 @@ def encode_signed_offer(signed: SignedOffer) -> bytes:
 
 def decode_signed_offer(data: bytes) -> SignedOffer:
     """The inverse of `encode_signed_offer`. Raises PeerError."""
-    parts = _unpack(data, OFFER_MAX)
-    if type(parts) is not list or not parts or parts[0] != VERSION:
-        raise PeerError("not a signed offer of version 1")
-    return cast(SignedOffer, _reader(SignedOffer)(parts[1:]))
+    return cast(SignedOffer, _reader(SignedOffer)(_versioned(data, OFFER_MAX, "signed offer")))
 
 
 def dump(value: object) -> bytes:
@@ -112,14 +103,19 @@ def dump(value: object) -> bytes:
 
 def load(kind: type[T], data: bytes) -> T:
     """The inverse of `dump`. Raises PeerError: the caller knows whose bytes they are."""
-    parts = _unpack(data, RECORD_MAX)
-    if type(parts) is not list or not parts or parts[0] != VERSION:
-        raise PeerError(f"not a {kind.__name__} of version 1")
-    return cast(T, _reader(kind)(parts[1:]))
+    return cast(T, _reader(kind)(_versioned(data, RECORD_MAX, kind.__name__)))
 
 
 def _pack(value: object) -> bytes:
     return cast(bytes, msgpack.packb(value, use_bin_type=True))
+
+
+def _versioned(data: bytes, limit: int, what: str) -> list[object]:
+    """The fields after the version. Raises PeerError."""
+    parts = _unpack(data, limit)
+    if type(parts) is not list or not parts or type(parts[0]) is not int or parts[0] != VERSION:
+        raise PeerError(f"not a {what} of version {VERSION}")
+    return parts[1:]
 
 
 def _unpack(data: bytes, limit: int) -> object:

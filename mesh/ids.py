@@ -6,7 +6,6 @@ Inside the program an id is bytes of a fixed length; text exists only at the edg
 from __future__ import annotations
 
 import base64
-import binascii
 from hashlib import sha256
 from typing import NewType
 
@@ -70,7 +69,7 @@ def parse_cid(text: str) -> Cid:
     body = text[1:].upper()
     try:
         data = base64.b32decode(body + "=" * (-len(body) % 8))
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one; so is what text beyond ASCII raises
         raise ValueError(f"{text!r} is not a base32 CIDv1") from None
     cid = check_cid(data)
     if format_cid(cid) != text:

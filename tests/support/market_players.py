@@ -125,7 +125,7 @@ def some(actions: Iterable[object], kind: type[T]) -> list[T]:
             inner = action.message
         elif isinstance(action, Notify):
             inner = action.notice
-        found += [item for item in {id(action): action, id(inner): inner}.values()]
+        found += {id(action): action, id(inner): inner}.values()
     return [item for item in found if isinstance(item, kind)]
 
 
