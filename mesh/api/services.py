@@ -256,7 +256,10 @@ async def list_receipts(
     if not 1 <= limit <= RECEIPTS_MAX:
         raise FieldError("limit", f"is {limit}, not 1 to {RECEIPTS_MAX}")
     views = await door.receipts(convert.read_task_or_all(request.task_id), limit)
-    return ledger_pb2.LedgerReceiptsResponse(receipts=[convert.receipt(view) for view in views])
+    receipts, _ = _page(
+        views, lambda view: ids.format_entry(view.entry), convert.receipt, limit, token=""
+    )
+    return ledger_pb2.LedgerReceiptsResponse(receipts=receipts, left_out=len(views) - len(receipts))
 
 
 async def audit(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/ledger.proto\x12\x07mesh.v1\"7\n\x15LedgerReceiptsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"<\n\x16LedgerReceiptsResponse\x12\"\n\x08receipts\x18\x01 \x03(\x0b\x32\x10.mesh.v1.Receipt\"\xbc\x02\n\x07Receipt\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\x12\r\n\x05\x62uyer\x18\x05 \x01(\t\x12\x0e\n\x06seller\x18\x06 \x01(\t\x12\x0e\n\x06\x61mount\x18\x07 \x01(\x03\x12\x0f\n\x07reserve\x18\x08 \x01(\x03\x12\x0c\n\x04\x66uel\x18\t \x01(\x03\x12\r\n\x05price\x18\n \x01(\x03\x12\x0b\n\x03\x66\x65\x65\x18\x0b \x01(\x03\x12\x11\n\texit_code\x18\x0c \x01(\x03\x12\r\n\x05meter\x18\r \x01(\t\x12\x0e\n\x06module\x18\x0e \x01(\t\x12\x0f\n\x07outputs\x18\x0f \x03(\t\x12\x0b\n\x03seq\x18\x10 \x01(\x03\x12\x0f\n\x07wall_ms\x18\x11 \x01(\x03\x12\x17\n\x0fsignatures_good\x18\x12 \x01(\x05\x12\x0b\n\x03raw\x18\x13 \x01(\x0c\"4\n\x12LedgerAuditRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05rerun\x18\x02 \x01(\x08\"j\n\x13LedgerAuditResponse\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05\x63heck\x18\x03 \x01(\t\x12\x0f\n\x07is_good\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t2\x9b\x01\n\x06Ledger\x12K\n\x08Receipts\x12\x1e.mesh.v1.LedgerReceiptsRequest\x1a\x1f.mesh.v1.LedgerReceiptsResponse\x12\x44\n\x05\x41udit\x12\x1b.mesh.v1.LedgerAuditRequest\x1a\x1c.mesh.v1.LedgerAuditResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/ledger.proto\x12\x07mesh.v1\"7\n\x15LedgerReceiptsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"N\n\x16LedgerReceiptsResponse\x12\"\n\x08receipts\x18\x01 \x03(\x0b\x32\x10.mesh.v1.Receipt\x12\x10\n\x08left_out\x18\x02 \x01(\x05\"\xbc\x02\n\x07Receipt\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\x12\r\n\x05\x62uyer\x18\x05 \x01(\t\x12\x0e\n\x06seller\x18\x06 \x01(\t\x12\x0e\n\x06\x61mount\x18\x07 \x01(\x03\x12\x0f\n\x07reserve\x18\x08 \x01(\x03\x12\x0c\n\x04\x66uel\x18\t \x01(\x03\x12\r\n\x05price\x18\n \x01(\x03\x12\x0b\n\x03\x66\x65\x65\x18\x0b \x01(\x03\x12\x11\n\texit_code\x18\x0c \x01(\x03\x12\r\n\x05meter\x18\r \x01(\t\x12\x0e\n\x06module\x18\x0e \x01(\t\x12\x0f\n\x07outputs\x18\x0f \x03(\t\x12\x0b\n\x03seq\x18\x10 \x01(\x03\x12\x0f\n\x07wall_ms\x18\x11 \x01(\x03\x12\x17\n\x0fsignatures_good\x18\x12 \x01(\x05\x12\x0b\n\x03raw\x18\x13 \x01(\x0c\"4\n\x12LedgerAuditRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05rerun\x18\x02 \x01(\x08\"j\n\x13LedgerAuditResponse\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05\x63heck\x18\x03 \x01(\t\x12\x0f\n\x07is_good\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t2\x9b\x01\n\x06Ledger\x12K\n\x08Receipts\x12\x1e.mesh.v1.LedgerReceiptsRequest\x1a\x1f.mesh.v1.LedgerReceiptsResponse\x12\x44\n\x05\x41udit\x12\x1b.mesh.v1.LedgerAuditRequest\x1a\x1c.mesh.v1.LedgerAuditResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,13 +34,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGERRECEIPTSREQUEST']._serialized_start=33
   _globals['_LEDGERRECEIPTSREQUEST']._serialized_end=88
   _globals['_LEDGERRECEIPTSRESPONSE']._serialized_start=90
-  _globals['_LEDGERRECEIPTSRESPONSE']._serialized_end=150
-  _globals['_RECEIPT']._serialized_start=153
-  _globals['_RECEIPT']._serialized_end=469
-  _globals['_LEDGERAUDITREQUEST']._serialized_start=471
-  _globals['_LEDGERAUDITREQUEST']._serialized_end=523
-  _globals['_LEDGERAUDITRESPONSE']._serialized_start=525
-  _globals['_LEDGERAUDITRESPONSE']._serialized_end=631
-  _globals['_LEDGER']._serialized_start=634
-  _globals['_LEDGER']._serialized_end=789
+  _globals['_LEDGERRECEIPTSRESPONSE']._serialized_end=168
+  _globals['_RECEIPT']._serialized_start=171
+  _globals['_RECEIPT']._serialized_end=487
+  _globals['_LEDGERAUDITREQUEST']._serialized_start=489
+  _globals['_LEDGERAUDITREQUEST']._serialized_end=541
+  _globals['_LEDGERAUDITRESPONSE']._serialized_start=543
+  _globals['_LEDGERAUDITRESPONSE']._serialized_end=649
+  _globals['_LEDGER']._serialized_start=652
+  _globals['_LEDGER']._serialized_end=807
 # @@protoc_insertion_point(module_scope)

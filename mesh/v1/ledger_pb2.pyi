@@ -27,7 +27,7 @@ class LedgerReceiptsRequest(_message.Message):
     task_id: _builtins.str
     """Empty for all tasks."""
     limit: _builtins.int
-    """At most so many; 0 means 100."""
+    """At most so many, up to 256; 0 means 100. The answer also ends when it is full in bytes."""
     def __init__(
         self,
         *,
@@ -47,16 +47,20 @@ class LedgerReceiptsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RECEIPTS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    left_out: _builtins.int
+    """So many of those within the limit did not fit."""
     @_builtins.property
     def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Receipt]: ...
     def __init__(
         self,
         *,
         receipts: _abc.Iterable[Global___Receipt] | None = ...,
+        left_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipts", b"receipts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_out", b"left_out", "receipts", b"receipts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

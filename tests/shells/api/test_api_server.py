@@ -269,6 +269,16 @@ async def test_receipts_come_with_their_exact_bytes() -> None:
     assert (fault.code, fault.field) == (grpc.StatusCode.INVALID_ARGUMENT, "limit")
 
 
+async def test_receipts_that_do_not_fit_are_counted() -> None:
+    door = MemoryDoor()
+    door.receipt_views = [evolve(RECEIPT, raw=bytes(8_000))] * 250
+    async with serving(door) as (client, _):
+        request = ledger_pb2.LedgerReceiptsRequest(limit=256)
+        answer = await client.ask(client.ledger.Receipts, request)
+    assert 0 < len(answer.receipts) < 250
+    assert len(answer.receipts) + answer.left_out == 250
+
+
 async def test_an_audit_tells_each_finding() -> None:
     door = MemoryDoor()
     door.findings = [
