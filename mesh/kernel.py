@@ -294,7 +294,9 @@ class Kernel:
         if heard is None:
             return []
         actions: list[Action] = [Notify(OfferHeard(heard.offer))]
-        if heard.before is None and self._announcer.greets(len(self._book.listings), self._rng):
+        # In a full book everybody who was evicted looks new: greeting them would be a storm.
+        is_new = heard.before is None and not self._book.is_full
+        if is_new and self._announcer.greets(len(self._book.listings), self._rng):
             actions += self._announcer.hurry(now)
         return actions + self._auctioneer.offer_heard(heard, now)
 

@@ -49,6 +49,10 @@ class OfferBook:
     def listings(self) -> Mapping[PeerId, Listing]:
         return self._listings
 
+    @property
+    def is_full(self) -> bool:
+        return len(self._listings) >= self._policy.offers_max
+
     def hear(self, signed: SignedOffer, now: float) -> Heard | None:
         """Enter an offer. None when it is our own or not newer. Raises PeerError."""
         offer = codec.decode_offer(signed.offer)
