@@ -154,9 +154,7 @@ class Kernel:
 
     def free(self) -> Capacity:
         """What is for sale now: neither reserved nor taken by the owner's own load."""
-        shop = self._tenancies.shop
-        pressure = self._owner.minus(shop.machine.minus(shop.sold))
-        return self._tenancies.pool.free.minus(pressure)
+        return self._tenancies.pool.free.minus(self._pressure())
 
     def sizes(self) -> Mapping[str, tuple[int, int]]:
         """Every table: how full, and its bound (promise S7)."""
@@ -224,7 +222,7 @@ class Kernel:
         auctioneer, tenancies = self._auctioneer, self._tenancies
         match message:
             case Ask():
-                return tenancies.ask(peer, message, self.free(), self._outlook(now), now)
+                return tenancies.ask(peer, message, self._pressure(), self._outlook(now), now)
             case Bid():
                 return auctioneer.bid(peer, message, now)
             case Refusal():
@@ -278,7 +276,7 @@ class Kernel:
             case "expire":
                 return tenancies.expire_due(task, mark, now)
             case "orphan":
-                return tenancies.orphan_due(task, mark)
+                return tenancies.orphan_due(task, mark, now)
             case "answer":
                 return tenancies.answer_due(task, mark, now)
             case _:
@@ -312,6 +310,11 @@ class Kernel:
             ),
             *[Notify(OfferAged(peer)) for peer in silent],
         ]
+
+    def _pressure(self) -> Capacity:
+        """What the owner needs now of what he sells."""
+        shop = self._tenancies.shop
+        return self._owner.minus(shop.machine.minus(shop.sold))
 
     def _outlook(self, now: float) -> tuple[Outlook, ...]:
         return self._forecaster.outlook(now)

@@ -62,6 +62,8 @@ class Tenancy:
     expires_at: float
     is_held: bool
     phase: Phase
+    orphan_at: float = 0.0
+    """While paused: when the grantor is taken for dead."""
     fuel: int = 0
     seq: int = 0
     asked: dict[int, float] = Factory(dict)

@@ -19,7 +19,7 @@ from attrs import evolve
 from ledger.chain import check_entry
 from ledger.errors import BadEntry
 from ledger.keys import terms_message
-from ledger.model import Entry, Kind, Terms
+from ledger.model import INPUTS_MAX, Entry, Kind, Terms
 from mesh.errors import PeerError
 from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.bidding import NoQuote, Shop, quote
@@ -134,11 +134,12 @@ class Tenancies:
     # --- the auction ----------------------------------------------------------------------------
 
     def ask(
-        self, peer: PeerId, ask: Ask, free: Capacity, outlook: tuple[Outlook, ...], now: float
+        self, peer: PeerId, ask: Ask, owner: Capacity, outlook: tuple[Outlook, ...], now: float
     ) -> list[Action]:
         """Bid and hold, or refuse with the reason. A repeated ask gets the same bid.
 
-        Raises PeerError for an ask that nobody could mean.
+        *owner* is what the owner needs now of what is for sale. Raises PeerError for an ask that
+        nobody could mean.
         """
         _check_ask(ask)
         held = self._holds.get(ask.task)
@@ -153,7 +154,7 @@ class Tenancies:
         answer = quote(
             ask,
             self.shop,
-            free=free,
+            free=self.pool.free.minus(owner),
             outlook=outlook,
             cached=frozenset(self._modules),
         )
@@ -203,7 +204,9 @@ class Tenancies:
         hold = self._holds.get(award.task)
         if hold is None or hold.bid.terms != terms.encode():
             return [self._decline(peer, award, entry, terms, "the hold had ended")]
-        self._holds.pop(award.task)
+        if award.ttl_ms < _TTL_MS_MIN:
+            raise PeerError("an award of a lease of absurd length")
+        del self._holds[award.task]
         ttl = min(award.ttl_ms, hold.ask.ttl_ms)
         tenancy = Tenancy(
             task=award.task,
@@ -281,7 +284,8 @@ class Tenancies:
             body = check_entry(entry, self._identity.verify)
         except BadEntry as error:
             raise PeerError(f"a bad closing entry: {error}") from None
-        if (body.author, body.deal.ref) != (peer, tenancy.alloc_id):
+        named = (body.author, body.peer, body.deal.ref)
+        if named != (peer, self._identity.peer, tenancy.alloc_id):
             raise PeerError("a closing entry for something else")
         # We signed its terms, though perhaps not last: a Settled may cross a Revoked on its way.
         what = "settled" if body.kind is Kind.SETTLE else "void"
@@ -354,16 +358,17 @@ class Tenancies:
         if tenancy.phase is not Phase.RUNNING:
             return []
         tenancy.phase = Phase.PAUSED
+        tenancy.orphan_at = now + self._policy.orphan_ms / 1000
         return [
             PauseRun(task, fence),
             self._tell(tenancy, "fenced", "the lease ran out unrenewed; paused"),
-            WakeAt(now + self._policy.orphan_ms / 1000, Woken("orphan", task, fence)),
+            WakeAt(tenancy.orphan_at, Woken("orphan", task, fence)),
         ]
 
-    def orphan_due(self, task: TaskId, fence: int) -> list[Action]:
+    def orphan_due(self, task: TaskId, fence: int, now: float) -> list[Action]:
         """The grantor is taken for dead: finish, and keep the result for whoever may accept it."""
         tenancy = self._tenancies.get((task, fence))
-        if tenancy is None or tenancy.is_held or tenancy.phase is not Phase.PAUSED:
+        if tenancy is None or tenancy.phase is not Phase.PAUSED or now < tenancy.orphan_at:
             return []
         tenancy.phase = Phase.RUNNING
         return [
@@ -484,8 +489,10 @@ def _check_ask(ask: Ask) -> None:
         raise PeerError("an ask for a lease of absurd length")
     if ask.deadline_ms > _DEADLINE_MS_MAX or ask.work.wall_ms > WALL_MS_MAX:
         raise PeerError("an ask with no end")
-    if ask.work.fuel > FUEL_MAX or ask.fee > ask.max_price:
+    if ask.work.fuel > FUEL_MAX or ask.fee > ask.max_price or len(ask.work.inputs) > INPUTS_MAX:
         raise PeerError("an ask with absurd numbers")
+    if min(ask.work.needs.slots, ask.work.needs.cpu_milli) < 1:
+        raise PeerError("an ask to run on nothing")
 
 
 def _decode_entry(data: bytes) -> Entry:

@@ -14,16 +14,33 @@ from typing import TypeVar
 
 from attrs import evolve, frozen
 
+from ledger import chain
 from ledger.chain import Head, check_entry, check_link
-from ledger.model import Body, Entry
-from mesh.ids import RAW, Cid, PeerId, TaskId, cid_of, task_id
+from ledger.keys import terms_message
+from ledger.model import Body, Entry, Terms
+from mesh import codec
+from mesh.ids import RAW, Cid, EntryId, PeerId, TaskId, cid_of, task_id
 from mesh.kernel import Kernel
-from mesh.market.accounts import open_allocs
+from mesh.market.accounts import open_allocs, recent_closings
 from mesh.market.bidding import Shop
 from mesh.market.order import Order, TaskRecord
 from mesh.market.policy import Policy
-from mesh.market.terms import EMPTY_DIR, EMPTY_FILE
-from mesh.messages import Ask, Message, Offer, Result, Work
+from mesh.market.terms import EMPTY_DIR, EMPTY_FILE, alloc_terms, settle_terms, void_terms
+from mesh.messages import (
+    Ask,
+    Award,
+    Bid,
+    Declined,
+    Done,
+    Lost,
+    Message,
+    Offer,
+    Quantiles,
+    Result,
+    Settled,
+    SignedOffer,
+    Work,
+)
 from mesh.notices import Notice
 from mesh.resources.capacity import Capacity
 from mesh.sansio import (
@@ -34,6 +51,7 @@ from mesh.sansio import (
     Event,
     ForgetTenancy,
     Gossip,
+    Identity,
     Notify,
     OfferReceived,
     PersistTask,
@@ -174,6 +192,7 @@ class Player:
             records=tuple(self.records.values()),
             tenancies=tuple(self.tenancies.values()),
             allocs=open_allocs(self.entries),
+            closings=recent_closings(self.entries),
             epoch=self.boots,
             epoch_ms=WALL_MS,
             shop=self.shop,
@@ -220,7 +239,7 @@ class Player:
     def _append(self, entry: Entry, is_own: bool) -> None:
         body = check_entry(entry, self._verify)
         if not is_own:
-            assert body.peer == self.peer
+            assert body.peer == self.peer, "somebody else's entry"
             self.received.append(entry)
             return
         alloc = self._bodies.get(body.deal.ref)
@@ -379,3 +398,99 @@ def offer(peer: PeerId, **changes: object) -> Offer:
 
 def cid(name: str) -> Cid:
     return cid_of(RAW, name.encode())
+
+
+class Buyer:
+    """A buyer played by hand: it signs what a test tells it to."""
+
+    def __init__(self, identity: Identity, net: bytes = NET) -> None:
+        self.identity = identity
+        self.peer = identity.peer
+        self.head = Head.start(self.peer, net)
+        self.allocs: dict[bytes, Entry] = {}
+
+    def award(self, bid: Bid, *, ttl_ms: int = POLICY.ttl_ms) -> Award:
+        self.head, entry = chain.alloc(
+            self.head, bid.terms, bid.signature, wall_ms=WALL_MS, sign=self.identity.sign
+        )
+        self.allocs[entry.id] = entry
+        return Award(bid.task, bid.round, entry.encode(), ttl_ms)
+
+    def settle(self, done: Done) -> Settled:
+        alloc = self.allocs[Terms.decode(done.terms).ref]
+        self.head, entry = chain.settle(
+            self.head,
+            done.terms,
+            done.signature,
+            alloc=alloc,
+            wall_ms=WALL_MS,
+            sign=self.identity.sign,
+        )
+        return Settled(done.task, done.fence, entry.encode())
+
+    def void(self, given_up: Lost | Declined) -> Settled:
+        alloc = self.allocs[Terms.decode(given_up.void_terms).ref]
+        self.head, entry = chain.void(
+            self.head,
+            given_up.void_terms,
+            given_up.signature,
+            alloc=alloc,
+            wall_ms=WALL_MS,
+            sign=self.identity.sign,
+        )
+        return Settled(given_up.task, given_up.fence, entry.encode())
+
+
+class Seller:
+    """A seller played by hand."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.peer = identity.peer
+        self.seq = 0
+
+    def signed(self, terms: Terms) -> tuple[bytes, bytes]:
+        data = terms.encode()
+        return data, self.identity.sign(terms_message(data))
+
+    def offer(self, **changes: object) -> SignedOffer:
+        """The next offer, all of `SHOP`."""
+        self.seq += 1
+        data = codec.encode_offer(offer(self.peer, **{"seq": self.seq, **changes}))
+        return SignedOffer(data, self.identity.sign(codec.offer_message(data)))
+
+    def bid(self, buyer: PeerId, ask: Ask, *, price: int = 1_000, **changes: object) -> Bid:
+        terms = alloc_terms(
+            ask, seller=self.peer, buyer=buyer, price=price, wall_ms=WALL_MS, grace_ms=30_000
+        )
+        data, signature = self.signed(terms)
+        given = Bid(
+            task=ask.task,
+            round=ask.round,
+            terms=data,
+            signature=signature,
+            finish_ms=Quantiles(6_000, 12_000, 20_000),
+            p_on_time=950,
+            cached=0,
+            hold_ms=2_000,
+            reason="by hand",
+        )
+        return evolve(given, **changes)  # type: ignore[arg-type]
+
+    def declined(self, award: Award, reason: str = "the hold had ended") -> Declined:
+        data, signature = self.signed(void_terms(*_allocated(award)))
+        return Declined(award.task, award.fence, reason, data, signature)
+
+    def lost(self, award: Award, reason: str = "the worker was killed") -> Lost:
+        data, signature = self.signed(void_terms(*_allocated(award)))
+        return Lost(award.task, award.fence, reason, data, signature)
+
+    def done(self, award: Award, result: Result = RESULT) -> Done:
+        terms, entry = _allocated(award)
+        data, signature = self.signed(settle_terms(terms, entry, result, WALL_MS + 20_000))
+        return Done(award.task, award.fence, result, data, signature)
+
+
+def _allocated(award: Award) -> tuple[Terms, EntryId]:
+    entry = Entry.decode(award.entry)
+    return entry.content.deal, EntryId(entry.id)
