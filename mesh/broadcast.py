@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from mesh.api.door import Numbered
-from mesh.errors import Refused
+from mesh.errors import Exhausted
 from mesh.ids import TaskId
 from mesh.notices import Notice, OfferAged, OfferHeard
 
@@ -39,14 +39,19 @@ class Broadcast:
             except trio.WouldBlock:
                 self.tally["notices_missed"] += 1
 
+    def close(self) -> None:
+        """End every watch: the node stops."""
+        for watcher in self._watchers:
+            watcher.close()
+
     @asynccontextmanager
     async def follow(
         self, task: TaskId | None
     ) -> AsyncIterator[trio.MemoryReceiveChannel[Numbered]]:
-        """Notices from now on, of *task* or of everything. Raises Refused at the bound."""
+        """Notices from now on, of *task* or of everything. Raises Exhausted at the bound."""
         if len(self._watchers) >= WATCHERS_MAX:
             self.tally["watchers_refused"] += 1
-            raise Refused(f"{WATCHERS_MAX} watchers are the most", "close one, or watch elsewhere")
+            raise Exhausted(f"{WATCHERS_MAX} watchers at most", "close one, or watch elsewhere")
         send, receive = trio.open_memory_channel[Numbered](WAITING_MAX)
         self._watchers[send] = task
         try:

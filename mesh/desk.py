@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from time import time_ns
@@ -19,7 +19,7 @@ from ledger.store import Store
 from mesh.api.door import BidRequest, Finding, NodeView, Numbered, PeerView, ReceiptView
 from mesh.broadcast import Broadcast
 from mesh.driver import Driver
-from mesh.errors import MeshError, NotFound, Refused, Unavailable
+from mesh.errors import Exhausted, MeshError, NotFound, Refused, Unavailable
 from mesh.ids import (
     RAW,
     Cid,
@@ -67,6 +67,8 @@ class Desk:
     scratch: Path
     agent: str
     started_at: float
+    doors: list[Callable[[], Mapping[str, int]]]
+    """Where the doors, opened later than this desk, tell their counters."""
 
     # --- tasks ----------------------------------------------------------------------------------
 
@@ -77,7 +79,7 @@ class Desk:
             return task
         why_full = self.kernel.why_full()
         if why_full:
-            raise Refused(why_full, "wait for some to end, or use another node")
+            raise Exhausted(why_full, "wait for some to end, or use another node")
         check_request(request)
         work = await trio.to_thread.run_sync(self._prepare, task, request)
         order = Order(
@@ -217,6 +219,7 @@ class Desk:
             **{f"network_{name}": count for name, count in self.network.statistics().items()},
             **{f"blocks_{name}": count for name, count in self.blocks.statistics().items()},
             **{f"transfer_{name}": count for name, count in transfers.items()},
+            **{name: count for tell in self.doors for name, count in tell().items()},
             **self.performer.tally,
             **self.broadcast.tally,
             "inbox_dropped": self.driver.dropped,

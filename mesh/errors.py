@@ -24,6 +24,10 @@ class NotFound(Refused):
     """The thing asked for is not here."""
 
 
+class Exhausted(Refused):
+    """A bound of this node is reached, and counted: later, or elsewhere."""
+
+
 class Unavailable(MeshError):
     """Not now: try later."""
 

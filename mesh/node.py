@@ -224,7 +224,7 @@ async def _serve(
             broadcast=broadcast,
             nursery=nursery,
         )
-        workshop = Workshop(files.blocks, supervisor, performer.fetch, files.scratch)
+        workshop = Workshop(files.blocks, supervisor, performer.bring, files.scratch)
         performer.workshop = workshop
         performer.earned = earned_by(files.key.peer, files.ledger.entries())
         desk = Desk(
@@ -240,6 +240,7 @@ async def _serve(
             scratch=files.scratch,
             agent=_agent(),
             started_at=trio.current_time(),
+            doors=[],
         )
         nursery.start_soon(performer.gossip)
         nursery.start_soon(_sweep, files.blocks, kernel)
@@ -262,6 +263,7 @@ async def _serve(
             }
         )
         await _until_told(performer)
+        broadcast.close()
         nursery.cancel_scope.cancel()
 
 
@@ -334,6 +336,7 @@ async def _open_doors(
     monitor = await stack.enter_async_context(
         open_monitor(desk, host=settings.grpc_host, port=settings.websocket_port)
     )
+    desk.doors.extend((api.statistics, monitor.statistics))
     return {
         "peer": format_peer(network.peer),
         "addresses": list(network.addresses()),

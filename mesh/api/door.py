@@ -12,7 +12,6 @@ from typing import Protocol
 import trio
 from attrs import frozen
 
-from mesh.errors import Refused
 from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.order import TaskRecord
 from mesh.messages import Offer
@@ -126,10 +125,6 @@ class Finding:
     """ "signatures", "chain", "amount", "totals", "rerun" """
     is_good: bool
     detail: str
-
-
-class Exhausted(Refused):
-    """A bound of the node is reached: tasks at a time, space, a quota."""
 
 
 class Door(Protocol):

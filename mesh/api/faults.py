@@ -14,8 +14,7 @@ from google.rpc.code_pb2 import Code  # type: ignore[import-untyped,unused-ignor
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped,unused-ignore]
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped,unused-ignore]
 
-from mesh.api.door import Exhausted
-from mesh.errors import ConfigError, MeshError, NotFound, PeerError, Refused, Unavailable
+from mesh.errors import ConfigError, Exhausted, MeshError, NotFound, PeerError, Refused, Unavailable
 
 DOMAIN = "mesh.v1"
 RETRY_S = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from mesh.client.errors import BadRequest, Unreachable
 from mesh.paths import Home
@@ -25,13 +25,18 @@ def find_target(address: str | None, environ: Mapping[str, str], home: Home) -> 
             f"no node runs here (no socket at {home.socket})",
             "start one: mesh join · or name one: --node HOST:PORT, MESH_ADDR",
         )
-    return f"unix:{home.socket}"
+    return unix_target(str(home.socket))
+
+
+def unix_target(path: str) -> str:
+    """gRPC reads the name of a socket as a URI, so that `%`, `#` and `?` need quoting."""
+    return "unix:" + quote(path)
 
 
 def parse_address(text: str) -> str:
     """The gRPC target of `HOST:PORT`, `grpc://HOST:PORT` or `unix:PATH`. Raises BadRequest."""
     if text.startswith(("unix:", "/")):
-        return "unix:" + text.removeprefix("unix:").removeprefix("//")
+        return unix_target(text.removeprefix("unix:").removeprefix("//"))
     parts = urlsplit(text if "://" in text else f"grpc://{text}")
     try:
         port = parts.port

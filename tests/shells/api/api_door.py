@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from mesh.api.door import BidRequest, Exhausted, Finding, NodeView, Numbered, PeerView, ReceiptView
-from mesh.errors import NotFound, Refused
+from mesh.api.door import BidRequest, Finding, NodeView, Numbered, PeerView, ReceiptView
+from mesh.errors import Exhausted, NotFound, Refused
 from mesh.ids import RAW, Cid, EntryId, PeerId, TaskId, cid_of, format_cid, format_task, task_id
 from mesh.market.order import Answer, Order, State, TaskRecord
 from mesh.messages import Offer, Work

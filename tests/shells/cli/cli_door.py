@@ -14,14 +14,13 @@ from attrs import evolve
 from mesh import ids
 from mesh.api.door import (
     BidRequest,
-    Exhausted,
     Finding,
     NodeView,
     Numbered,
     PeerView,
     ReceiptView,
 )
-from mesh.errors import NotFound, Refused
+from mesh.errors import Exhausted, NotFound, Refused
 from mesh.ids import RAW, Cid, EntryId, PeerId, TaskId, cid_of
 from mesh.market.order import Answer, Order, State, TaskRecord
 from mesh.messages import Offer, Result, Work

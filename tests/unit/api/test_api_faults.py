@@ -6,9 +6,8 @@ import pytest
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
-from mesh.api.door import Exhausted
 from mesh.api.faults import Closed, Crashed, FieldError, TooMany, TooSlow, status_of
-from mesh.errors import ConfigError, MeshError, NotFound, PeerError, Refused, Unavailable
+from mesh.errors import ConfigError, Exhausted, MeshError, NotFound, PeerError, Refused, Unavailable
 
 
 @pytest.mark.parametrize(
