@@ -13,7 +13,7 @@ from ledger.store import Store
 from mesh import codec
 from mesh.broadcast import Broadcast
 from mesh.driver import Driver, Durable
-from mesh.errors import Corruption, MeshError
+from mesh.errors import Corruption, MeshError, Unavailable
 from mesh.ids import Cid, PeerId, TaskId, format_task
 from mesh.network.network import BLOCKS, Network
 from mesh.notices import Hosted
@@ -44,6 +44,9 @@ from mesh.storage.journal import Journal
 from mesh.storage.transfer import Tally, fetch
 
 REQUEST_S = 20.0
+AWAY_S = 30.0
+"""A buyer that cannot be reached for so long has no inputs for us."""
+AGAIN_S = 0.5
 BLOCKS_MAX = 1 << 20
 
 
@@ -150,6 +153,21 @@ class Performer:
             blocks_max=BLOCKS_MAX,
             tally=self.transfers,
         )
+
+    async def bring(self, buyer: PeerId, root: Cid, bytes_max: int) -> None:
+        """Like `fetch`, for a run that was awarded: a buyer that restarts meanwhile loses nothing.
+
+        Raises MeshError.
+        """
+        until = trio.current_time() + AWAY_S
+        while True:
+            try:
+                return await self.fetch(buyer, root, bytes_max)
+            except Unavailable:
+                if trio.current_time() >= until:
+                    raise
+            self.tally["fetches_repeated"] += 1
+            await trio.sleep(AGAIN_S)
 
     async def give_up(self, reason: str) -> int:
         """Stop every run here by no fault of its task; how many there were."""
