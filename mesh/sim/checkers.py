@@ -19,7 +19,7 @@ from ledger.model import Body, Entry, Kind
 from mesh.ids import PeerId, TaskId, format_task
 from mesh.market.order import State, TaskRecord
 from mesh.messages import Award, Message, Result, Settled
-from mesh.notices import Asked, Moved, Notice
+from mesh.notices import Asked, Hosted, Moved, Notice
 from mesh.resources.capacity import NOTHING
 from mesh.sansio import Action, AppendEntry, Event, PersistTask, Run, RunEnded
 from mesh.sim.disk import Write
@@ -33,6 +33,9 @@ _SIZES_EVERY = 16
 """Sizes are looked at after every so many events of a node."""
 _SLACK_S = 5.0
 """Timers and messages of a healed mesh are never later than this."""
+
+
+_URGENT_MS = 1_800_000
 
 
 class Violation(Exception):
@@ -154,9 +157,11 @@ class Checkers:
             raise Violation("honest", f"node {node.index} blames honest node {blamed}: {reason}")
 
     def saw_notice(self, node: Node, notice: Notice) -> None:
-        """Remember when tasks were asked about (L4)."""
+        """Remember when tasks were asked about (L4); on a good day no lease is lost."""
         if isinstance(notice, Asked | Moved):
             self._asked_at[notice.task] = self.now
+        elif isinstance(notice, Hosted) and notice.what == "fenced" and self._options.is_calm:
+            raise Violation("calm", f"node {node.index} lost a lease and nothing had failed")
 
     def saw_durable(self, node: Node, write: Write) -> None:
         """S3 and S10, on what a crash can no longer undo."""
@@ -220,7 +225,7 @@ class Checkers:
                 raise Violation("L1", told)
         if record.state is State.WAITING:
             asked_at = max(self._asked_at.get(task, 0.0), quiet_since)
-            if self.now - asked_at > policy.ask_again_ms / 1000 + _SLACK_S:
+            if self.now - asked_at > self._ask_again_s(record) + _SLACK_S:
                 raise Violation("L4", told)
         executor = self._nodes.get(record.executor) if record.executor else None
         if executor is not None and not executor.is_up:
@@ -230,6 +235,11 @@ class Checkers:
                 raise Violation("L3", f"{format_task(task)} still leased to dead {executor.index}")
 
     # --- supporting -----------------------------------------------------------------------------
+
+    def _ask_again_s(self, record: TaskRecord) -> float:
+        policy = self._options.policy
+        is_urgent = record.order.deadline_ms < _URGENT_MS
+        return (policy.ask_again_urgent_ms if is_urgent else policy.ask_again_ms) / 1000
 
     def _change_leases(self, node: Node, leases: tuple[tuple[TaskId, int], ...]) -> None:
         for task, _ in self._leases[node.index]:

@@ -1,0 +1,186 @@
+"""Bugs on purpose: each is one line of the market, made wrong while it is imported.
+
+Nothing of this is in the product. A mutation names the exact line it replaces, so that a rewrite of
+the market breaks it loudly instead of making it harmless.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from types import CodeType, ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One line of *module*, and the wrong one; *caught_by* are promises that may break."""
+
+    name: str
+    module: str
+    right: str
+    wrong: str
+    caught_by: tuple[str, ...]
+    seed: int
+    """The first seed that is known to catch it."""
+
+
+MUTATIONS = (
+    Mutation(
+        "the holder does not fence itself",
+        "mesh.market.tenancy",
+        "        if tenancy is None or not tenancy.is_held or now < tenancy.expires_at:",
+        "        if True:",
+        ("S1",),
+        0,
+    ),
+    Mutation(
+        "the lease counts from the award's arrival",
+        "mesh.market.tenancy",
+        "            expires_at=hold.sent_at + ttl / 1000,",
+        "            expires_at=now + ttl / 1000,",
+        ("S1",),
+        0,
+    ),
+    Mutation(
+        "a renewal counts from its answer",
+        "mesh.market.tenancy",
+        "        expires_at = asked_at + min(renewed.ttl_ms, tenancy.ttl_ms) / 1000",
+        "        expires_at = now + min(renewed.ttl_ms, tenancy.ttl_ms) / 1000",
+        ("S1",),
+        0,
+    ),
+    Mutation(
+        "a late award is accepted",
+        "mesh.market.tenancy",
+        "        ends_at = now + self._policy.hold_ms / 1000",
+        "        ends_at = now + 60.0",
+        ("S1",),
+        0,
+    ),
+    Mutation(
+        "the grantor does not wait for the lease to end",
+        "mesh.market.auctioneer",
+        "        if not record or not sale or now < sale.granted_until:",
+        "        if not record or not sale:",
+        ("S1",),
+        0,
+    ),
+    Mutation(
+        "renewals are never answered",
+        "mesh.market.auctioneer",
+        "            Send(peer, Renewed(renew.task, renew.fence, renew.seq, ttl_ms)),",
+        "",
+        ("calm",),
+        0,
+    ),
+    Mutation(
+        "the fence does not rise",
+        "mesh.market.auctioneer",
+        "        record = evolve(record, state=State.ASKING, round=record.round + 1,"
+        ' reason="auction open")',
+        "        record = evolve(record, state=State.ASKING, round=max(1, record.round),"
+        ' reason="auction open")',
+        ("crash", "honest", "S10"),
+        0,
+    ),
+    Mutation(
+        "the effects of an old fence count",
+        "mesh.market.auctioneer",
+        "        if record is None or record.fence != fence or record.executor != peer:",
+        "        if record is None:",
+        ("S10", "crash"),
+        0,
+    ),
+    Mutation(
+        "a waiting task is not asked again",
+        "mesh.market.auctioneer",
+        '            WakeAt(sale.ask_at, Woken("ask", task, record.round)),',
+        "",
+        ("L4", "L1"),
+        0,
+    ),
+    Mutation(
+        "an award is not on disk before it is sent",
+        "mesh.market.auctioneer",
+        "            PersistTask(record),\n            Send(winner, sale.award),",
+        "            Send(winner, sale.award),",
+        ("S10", "crash", "honest"),
+        0,
+    ),
+    Mutation(
+        "a receipt is sent before it is durable",
+        "mesh.market.accounts",
+        "        return entry, [AppendEntry(data, is_own=True), Send(peer, Settled(*key, data))]",
+        "        return entry, [Send(peer, Settled(*key, data)), AppendEntry(data, is_own=True)]",
+        ("S2",),
+        0,
+    ),
+    Mutation(
+        "nobody looks who signed an award",
+        "mesh.market.tenancy",
+        "            body = check_entry(entry, self._identity.verify)\n"
+        "            terms = Terms.decode(body.terms)",
+        "            body = entry.content\n            terms = Terms.decode(body.terms)",
+        ("S8",),
+        0,
+    ),
+    Mutation(
+        "capacity is never given back",
+        "mesh.resources.pool",
+        "        needs = self._reservations.pop(key, None)",
+        "        needs = None",
+        ("L3", "crash"),
+        0,
+    ),
+    Mutation(
+        "the offer book has no bound",
+        "mesh.market.offers",
+        "        if len(self._listings) > self._policy.offers_max:",
+        "        if False:",
+        ("S7",),
+        0,
+    ),
+)
+
+
+class _Mutating(SourceFileLoader):
+    """Compiles a module with one passage replaced."""
+
+    def __init__(self, name: str, path: str, mutation: Mutation) -> None:
+        super().__init__(name, path)
+        self._mutation = mutation
+
+    def get_code(self, fullname: str) -> CodeType:
+        source = self.get_data(self.path).decode()
+        found = source.count(self._mutation.right)
+        assert found == 1, f"{self._mutation.name}: its line is there {found} times"
+        mutated = source.replace(self._mutation.right, self._mutation.wrong)
+        return compile(mutated, self.path, "exec", dont_inherit=True)
+
+
+class _Finder(MetaPathFinder):
+    """Gives the mutated module to whoever imports it."""
+
+    def __init__(self, mutation: Mutation) -> None:
+        self._mutation = mutation
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self._mutation.module:
+            return None
+        spec: Any = importlib.machinery.PathFinder.find_spec(fullname, path)
+        loader = _Mutating(fullname, spec.origin, self._mutation)
+        return importlib.util.spec_from_file_location(fullname, spec.origin, loader=loader)
+
+
+def apply(mutation: Mutation) -> None:
+    """From now on the mutation is in force; its module must not be imported yet."""
+    assert mutation.module not in sys.modules, f"{mutation.module} is imported already"
+    sys.meta_path.insert(0, _Finder(mutation))
