@@ -58,7 +58,8 @@ _FLAGS: dict[str, tuple[str, str]] = {
 def join(**flags: Any) -> int:  # noqa: ANN401  (click's flags, read by mesh.config)
     """Run a node here: sell, bid, run, serve. Any `mesh config` key may be set by a flag.
 
-    Ctrl-C once leaves cleanly, twice at once.
+    Ctrl-C once: runs of others are given up with a reason, so that their auctioneers award them
+    anew at once, then the node leaves. Twice: it stops. It does not drain yet.
     """
     config, home = sources.load(flag_layers(flags))
     sys.excepthook = sys.__excepthook__  # a broken invariant of the node is to be loud
@@ -91,7 +92,9 @@ def announce(facts: Mapping[str, Any]) -> None:
     )
     click.echo(f"  Storage    {clean(facts['storage'])}")
     click.echo(f"  Network    {' '.join(facts['addresses']) or 'not reachable from elsewhere'}")
-    click.echo(f"  Listening  gRPC {facts['grpc']} · WebSocket {facts['websocket']} · this user")
+    click.echo(
+        f"  Listening  gRPC {facts['grpc']} · WebSocket {facts['websocket']} · this machine only"
+    )
     sys.stdout.flush()
     say("Others run metered WASM here, in a sandbox, without network or your files.")
-    say("^C once: leaves cleanly. ^C again: stops at once.")
+    say("^C once: gives up what runs here, so that others take it at once. ^C again: stops.")

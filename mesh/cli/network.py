@@ -23,10 +23,10 @@ def status(*, client: Client, form: str) -> None:
     from mesh.client.facts import facts_of
 
     facts = facts_of(client.status())
-    show_one("status", "peer", facts, status_lines(facts), form)
+    show_one("status", "peer", facts, status_lines(facts, is_wide=form == "wide"), form)
 
 
-def status_lines(node: Facts) -> Lines:
+def status_lines(node: Facts, *, is_wide: bool) -> Lines:
     """A node for people; never an amount without its unit and the tier of the ledger."""
     offer = node["offer"]
     price = f"  at {units.show_money(offer['price'])} for 10^9 fuel" if offer else ""
@@ -47,8 +47,9 @@ def status_lines(node: Facts) -> Lines:
         ("credit", credit_tier(node["tier"])),
         ("storage", clean(node["storage"])),
         *(("address", clean(address)) for address in node["addresses"]),
-        *(("counter", f"{name} {count}") for name, count in node["counters"].items() if count),
     ]
+    if is_wide:  # every bound that was reached, every fault that was met
+        lines += [("counter", f"{name} {count}") for name, count in node["counters"].items()]
     return lines
 
 

@@ -114,7 +114,7 @@ def task_lines(task: Facts) -> Lines:
             ("fuel", f"{show_fuel(result['fuel'])} in {units.show_duration(result['run_ms'])}"),
             ("output", result["output"]),
         ]
-        if result["detail"]:
+        if result["detail"] != task["reason"]:
             lines.append(("detail", clean(result["detail"])))
     elif task["fuel"]:
         lines.append(("fuel", f"{show_fuel(task['fuel'])} so far"))

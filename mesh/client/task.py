@@ -83,8 +83,11 @@ def check(record: order_pb2.Task) -> None:
     """Raise what went wrong with an ended task: NotPlaced or TaskFailed. Exit code 0 is good."""
     state = state_word(record.state)
     if record.state == order_pb2.TaskState.TASK_STATE_DONE:
-        if record.result.exit_code or record.result.status != "exited":
-            raise _broken(record, record.result.detail or record.result.status)
+        result = record.result
+        if result.status != "exited":
+            raise _broken(record, result.detail or result.status)
+        if result.exit_code:
+            raise _broken(record, f"exit code {result.exit_code}")
     elif record.state == order_pb2.TaskState.TASK_STATE_FAILED and not record.fence:
         raise not_placed(record)
     elif record.state in FINAL:
@@ -94,11 +97,10 @@ def check(record: order_pb2.Task) -> None:
 
 
 def _broken(record: order_pb2.Task, why: str) -> TaskFailed:
-    code = record.result.exit_code
     return TaskFailed(
-        f"{record.task_id} failed: {why}" + (f" (exit code {code})" if code else ""),
-        f"its output and stderr: mesh logs {record.task_id}" if record.result.stderr else "",
-        exit_code=code or 1,
+        f"{record.task_id} failed: {why}",
+        f"what it wrote: mesh logs {record.task_id}" if record.result.stderr else "",
+        exit_code=record.result.exit_code or 1,
     )
 
 

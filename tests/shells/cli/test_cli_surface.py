@@ -230,6 +230,17 @@ def test_passing_lines_are_left_out_where_nobody_looks(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "done\n"
 
 
+def test_on_a_terminal_one_passing_line_is_overwritten(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "12")
+    story = Story()
+    story.pass_by("running · 6,000,000 fuel")
+    story.tell("done")
+    assert capsys.readouterr().err == "\r\x1b[2Krunning · 6\r\x1b[2Kdone\n"
+
+
 def test_nothing_and_something_for_sale_read_well() -> None:
     nothing = {"cpu_milli": 0, "memory": 0, "disk": 0, "slots": 0}
     assert show_capacity(nothing) == show_capacity(None) == "nothing"
