@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ledger import chain
 from ledger.chain import Head
+from ledger.codec import UINT_MAX
 from ledger.keys import terms_message
 from ledger.model import Entry, Kind, Terms
 from mesh.errors import PeerError
@@ -47,9 +48,13 @@ class Accounts:
             if _key(entry) not in allocs
         }
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._allocs) >= self._policy.allocs_max
+    def why_not(self, reserve: int) -> str:
+        """Why no award of *reserve* µcr can be signed, or the empty string."""
+        if len(self._allocs) >= self._policy.allocs_max:
+            return f"{self._policy.allocs_max} awards are unsettled already"
+        if self.head.posted + self.head.pending + reserve > UINT_MAX:
+            return "the ledger cannot hold larger totals"
+        return ""
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         return {

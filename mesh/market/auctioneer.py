@@ -92,18 +92,19 @@ class Auctioneer:
         """Why no further task can be admitted, or the empty string."""
         if self._register.is_full:
             return f"{self._policy.tasks_open_max} tasks are open at this node already"
-        if self.accounts.is_full:
-            return f"{self._policy.allocs_max} awards are unsettled already"
-        return ""
+        return self.accounts.why_not(reserve=0)
 
     # --- clients --------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Action]:
         """Take up the tasks that a restart interrupted."""
         actions: list[Action] = []
+        newest: dict[TaskId, int] = {}
+        for task, fence in self.accounts.open():
+            newest[task] = max(fence, newest.get(task, 0))
         for record in list(self.records.values()):
             if not record.state.is_final:
-                actions += self._resume(record, now)
+                actions += self._resume(record, newest.get(record.order.task, 0), now)
         return actions
 
     def submit(self, order: Order, now: float) -> list[Action]:
@@ -189,7 +190,7 @@ class Auctioneer:
         if record is None or record.state is not State.AWARDED:
             return actions
         self.calibration.record(peer, self._sales[declined.task].promise, was_kept=False)
-        self._register.judge(declined.task, peer, f"declined: {declined.reason}")
+        self._register.judge(declined.task, peer, f"declined: {declined.reason}"[:512])
         return [*actions, *self._award_next(declined.task, now)]
 
     # --- the lease ------------------------------------------------------------------------------
@@ -287,6 +288,8 @@ class Auctioneer:
         if record.state not in (State.AWARDED, State.RUNNING):
             return []
         assert record.executor is not None
+        if sale.done is not None:  # it has ended, and what it left is on its way
+            return [self._grant(task, now)]
         if record.state is State.RUNNING:
             self.calibration.record(record.executor, sale.promise, was_kept=False)
         self._book.drop(record.executor)
@@ -314,18 +317,19 @@ class Auctioneer:
         """Remind the sellers of awards that came to nothing: who does not run it declines it."""
         actions: list[Action] = []
         for (task, fence), entry in self.accounts.open().items():
-            record = self.records.get(task)
-            is_live = record is not None and record.fence == fence and task in self._sales
+            seller = PeerId(entry.content.peer)
+            is_live = task in self._sales and self._register.held_by(seller, task, fence)
             if is_live or len(actions) >= _REMINDERS_MAX:
                 continue
             award = Award(task, fence, entry.encode(), self._policy.ttl_ms)
-            actions.append(Send(PeerId(entry.content.peer), award))
+            actions.append(Send(seller, award))
         pause = self._policy.resend_max_ms / 1000
         return [*actions, WakeAt(now + pause, Woken("accounts", None, 0))]
 
     # --- supporting: rounds ---------------------------------------------------------------------
 
-    def _resume(self, record: TaskRecord, now: float) -> list[Action]:
+    def _resume(self, record: TaskRecord, newest: int, now: float) -> list[Action]:
+        """*newest* is the highest fence that the ledger has an open award of."""
         order = record.order
         gone_s = (self._clock.wall_ms(now) - record.submitted_ms) / 1000
         left_s = max(0.0, order.deadline_ms / 1000 - max(0.0, gone_s))
@@ -333,10 +337,16 @@ class Auctioneer:
         deadline = WakeAt(sale.deadline_at, Woken("deadline", order.task, 0))
         if record.state in (State.AWARDED, State.RUNNING):
             return [deadline, self._grant(order.task, now)]
-        # The round that may have been open is burnt: answers to it belong to another time.
-        self.records[order.task] = evolve(record, state=State.WAITING, round=record.round + 1)
+        # The round that may have been open is burnt: answers to it belong to another time. An award
+        # may be in the ledger alone, since money is written first.
+        round_ = max(record.round + 1, newest)
+        self.records[order.task] = record = evolve(record, state=State.WAITING, round=round_)
         sale.ask_at = now + self._policy.ask_again_at_least_ms / 1000
-        return [deadline, WakeAt(sale.ask_at, Woken("ask", order.task, record.round + 1))]
+        return [
+            deadline,
+            PersistTask(record),
+            WakeAt(sale.ask_at, Woken("ask", order.task, round_)),
+        ]
 
     def _open_soon(self, task: TaskId, now: float) -> list[Action]:
         sale = self._sales[task]
@@ -360,7 +370,7 @@ class Auctioneer:
             avoid=sale.avoid,
         )
         if not peers:
-            why = self._book.why_nobody(record.order.work, sale.avoid)
+            why = self._book.why_nobody(record.order.work, sale.avoid)[:512]
             sale.avoid.clear()
             return self._wait(task, why, now)
         sale.open(tuple(peers), now)
@@ -400,9 +410,10 @@ class Auctioneer:
             return self._wait(task, why_no_bid(record, sale)[:512], now)
         if not ranking or sale.winners >= self._policy.winners_max:
             return self._wait(task, "every winner declined", now)
-        if self.accounts.is_full:
-            return self._wait(task, self.why_full(), now)
         winner = ranking[0]
+        why_not = self.accounts.why_not(sale.bids[winner].price)
+        if why_not:
+            return self._wait(task, why_not, now)
         best = sale.bids.pop(winner)
         sale.winners += 1
         sale.promise = best.bid.p_on_time
