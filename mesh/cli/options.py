@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -53,7 +53,7 @@ def with_output(function: _Function) -> _Function:
             raise click.UsageError(f"--json and -o {output} exclude one another")
         return function(*args, form="json" if as_json else output or "table", **rest)
 
-    return wrapped  # type: ignore[return-value]
+    return cast(_Function, wrapped)
 
 
 def with_client(function: _Function) -> _Function:
@@ -65,7 +65,7 @@ def with_client(function: _Function) -> _Function:
         with open_client(node or click.get_current_context().obj) as client:
             return function(*args, client=client, **rest)
 
-    return wrapped  # type: ignore[return-value]
+    return cast(_Function, wrapped)
 
 
 def open_client(node: str | None) -> Client:

@@ -17,9 +17,9 @@ from mesh.v1 import order_pb2
 Facts = dict[str, Any]
 
 
-def state_word(state: int) -> str:
+def state_word(state: order_pb2.TaskState.ValueType) -> str:
     """`running` for TASK_STATE_RUNNING."""
-    return order_pb2.TaskState.Name(state).removeprefix("TASK_STATE_").lower()  # type: ignore[arg-type]
+    return order_pb2.TaskState.Name(state).removeprefix("TASK_STATE_").lower()
 
 
 def facts_of(message: Message) -> Facts:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
-from google.rpc import error_details_pb2  # type: ignore[import-untyped,unused-ignore]
+from google.rpc import error_details_pb2  # type: ignore[import-untyped,unused-ignore]  # it has no types
 from grpc_status import rpc_status
 
 from mesh.client.errors import (
@@ -61,7 +61,7 @@ def plain(error: grpc.RpcError, target: str) -> ClientError:
 
 
 def _hint(error: grpc.Call) -> str:
-    status = rpc_status.from_call(error)  # type: ignore[no-untyped-call,unused-ignore]
+    status = rpc_status.from_call(error)  # type: ignore[no-untyped-call,unused-ignore]  # it has no types
     if status is None:
         return ""
     for detail in status.details:

@@ -1,7 +1,9 @@
 """The client without a node: addresses, references, limits, facts and verdicts on tasks."""
 
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -199,12 +201,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_download_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "new" / "out.txt"
 
-    def broken() -> object:
+    def broken() -> Iterator[bytes]:
         yield b"half"
         raise Unreachable("gone")
 
     with pytest.raises(Unreachable):
-        write_whole(broken(), target)  # type: ignore[arg-type]
+        write_whole(broken(), target)
     assert list(target.parent.iterdir()) == []
     assert write_whole([b"a", b"bc"], target) == 3
     assert target.read_bytes() == b"abc"
@@ -224,8 +226,8 @@ def test_an_output_may_have_folders(tmp_path: Path) -> None:
 # --- verdicts
 
 
-def ended(state: TaskState.ValueType, **fields: object) -> order_pb2.Task:
-    return order_pb2.Task(task_id=A, state=state, **fields)  # type: ignore[arg-type]
+def ended(state: TaskState.ValueType, **fields: Any) -> order_pb2.Task:
+    return order_pb2.Task(task_id=A, state=state, **fields)
 
 
 def test_exit_code_zero_is_good() -> None:
