@@ -105,6 +105,21 @@ class Faults:
 
         self._later(self._rng.choice((0.0, 0.05, 1.0)), strike)
 
+    def snare(self, source: Node, target: Node, *, chances: int) -> None:
+        """What *source* grants *target* may come late, and no answer come back: leases in doubt."""
+        rng, options = self._rng, self._stage.options
+        if self._is_over or rng.random() >= options.snares * chances:
+            return
+        lease_s = options.policy.ttl_ms / 1000
+        hold_s = options.policy.hold_ms / 1000
+        late = rng.choice((hold_s * rng.uniform(0.5, 1.0), lease_s * rng.uniform(0.8, 2.0)))
+        self._stage.network.clog(source.index, target.index, self._stage.now + late)
+        links = [(target.index, source.index)]
+        self._stage.network.cut(links)
+        self._stage.count("snares")
+        wait = lease_s * rng.uniform(0.5, 4.0)
+        self._later(wait, lambda: self._stage.network.mend(links))
+
     def _stall(self, rng: Random) -> None:
         up = [node for node in self._stage.nodes if node.is_up and not node.is_stalled]
         if not up:

@@ -8,7 +8,6 @@ or tell different peers different things. It cannot sign for anybody else.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from random import Random
 from typing import Any, cast
 
@@ -17,9 +16,9 @@ from attrs import evolve
 
 from mesh import codec
 from mesh.errors import PeerError
-from mesh.ids import PeerId
 from mesh.messages import (
     Accepted,
+    Award,
     Bid,
     Done,
     Lost,
@@ -47,6 +46,7 @@ class Liar:
         self._silent_about = tuple(kind for kind in _WITHHELD if rng.random() < 0.3)
         self._boasts = rng.random() < 0.5
         self._garbles = rng.choice((0.0, 0.05, 0.3))
+        self._forges = rng.choice((0.0, 0.5))
         self._equivocates = rng.random() < 0.5
 
     def hear(self, message: Message) -> None:
@@ -60,6 +60,8 @@ class Liar:
             return []
         if isinstance(message, Bid) and self._boasts:
             message = evolve(message, p_on_time=1000, finish_ms=Quantiles(1, 1, 1))
+        if isinstance(message, Award) and rng.random() < self._forges:
+            message = evolve(message, entry=_spoil_signature(message.entry, rng))
         frames = [codec.encode(message)]
         self._heard.append(frames[0])
         if rng.random() < self._garbles:
@@ -116,13 +118,13 @@ class Liar:
         return self._corrupt(value) if attrs.has(type(value)) else value
 
 
+def _spoil_signature(entry: bytes, rng: Random) -> bytes:
+    """An entry whose author's signature, its last 64 bytes, is not one."""
+    return entry[:-64] + _flip(entry[-64:], rng)
+
+
 def _flip(data: bytes, rng: Random) -> bytes:
     if not data:
         return b"\0"
     at = rng.randrange(len(data))
     return data[:at] + bytes((data[at] ^ (1 << rng.randrange(8)),)) + data[at + 1 :]
-
-
-def choose_other(peers: Sequence[PeerId], own: PeerId, rng: Random) -> PeerId:
-    """Any peer but oneself."""
-    return rng.choice([peer for peer in peers if peer != own])

@@ -45,6 +45,8 @@ class Options:
     crashes: float
     ambushes: float
     """The share of messages whose sender crashes at once, and is soon back."""
+    snares: float
+    """The share of awards and renewals that come late while their answers are cut off."""
     deaths: float
     """The share of crashes from which a node never returns."""
     stalls: float
@@ -72,6 +74,7 @@ class Options:
             self.partitions,
             self.crashes,
             self.ambushes,
+            self.snares,
             self.stalls,
             self.surges,
             self.runs_lost,
@@ -111,6 +114,7 @@ def draw(seed: int) -> Options:
         cancels=_maybe(rng, 0.4, 0.2),
         resubmits=_maybe(rng, 0.4, 0.3),
         ambushes=_maybe(rng, 0.3, 0.02),
+        snares=_maybe(rng, 0.4, 0.1),
     )
     return calm(options) if rng.random() < 0.05 else options
 
@@ -130,6 +134,7 @@ def calm(options: Options) -> Options:
         partitions=0.0,
         crashes=0.0,
         ambushes=0.0,
+        snares=0.0,
         stalls=0.0,
         surges=0.0,
         runs_lost=0.0,

@@ -20,6 +20,7 @@ _RATES = (
     "partitions",
     "crashes",
     "ambushes",
+    "snares",
     "deaths",
     "stalls",
     "surges",

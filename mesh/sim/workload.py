@@ -99,7 +99,8 @@ def draw_plans(options: Options, peers: Sequence[PeerId], rng: Random) -> list[P
     plans = []
     at = rng.uniform(1.0, 20.0)
     for number, size in enumerate(sizes):
-        buyer = rng.choice(buyers) if rng.random() < 0.9 else rng.randrange(options.nodes)
+        is_foul = options.byzantine > 0 and rng.random() < 0.25
+        buyer = rng.randrange(options.byzantine) if is_foul else rng.choice(buyers)
         plans.append(_plan(at, buyer, peers[buyer], number, size, rng))
         at = min(at + size.gap_s, rng.uniform(0.5, 1.0) * options.chaos_s)
     return plans

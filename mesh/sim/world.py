@@ -18,7 +18,7 @@ from mesh import codec
 from mesh.errors import PeerError
 from mesh.ids import PeerId, TaskId, format_task
 from mesh.market.order import State
-from mesh.messages import Message, SignedOffer
+from mesh.messages import Award, Message, Renewed, SignedOffer
 from mesh.notices import Hosted
 from mesh.sansio import (
     Action,
@@ -149,6 +149,10 @@ class World:
             raise Violation("wiring", told)
         self.count(type(message).__name__)
         self._faults.ambush(source)
+        if isinstance(message, Award):
+            self._faults.snare(source, node, chances=3)
+        elif isinstance(message, Renewed):
+            self._faults.snare(source, node, chances=1)
         liar = self._liars.get(source.index)
         if liar is not None:
             for frame in liar.say(message):

@@ -91,7 +91,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the effects of an old fence count",
-        "mesh.market.auctioneer",
+        "mesh.market.register",
         "        if record is None or record.fence != fence or record.executor != peer:",
         "        if record is None:",
         ("S10", "crash"),
