@@ -42,7 +42,7 @@ from mesh.runtime.execution import MODULE_MAX, Workshop, differences
 from mesh.runtime.manifest import Job, check_module
 from mesh.sansio import CancelRequested, Submitted
 from mesh.storage import files
-from mesh.storage.disk import DiskBlocks
+from mesh.storage.disk import DiskBlocks, room_under
 
 TIER = "T0: no seller is owed more than the line it set; balances are sums, not spendable credit"
 PRICE_MAX = 2**53
@@ -289,17 +289,20 @@ class Desk:
     # --- files ----------------------------------------------------------------------------------
 
     async def put_file(self, name: str, chunks: AsyncIterator[bytes]) -> Cid:
-        """Import a file. It stays for an hour, or for as long as a task uses it. Raises Refused."""
-        async with await trio.open_file(self.scratch / f"upload-{time_ns()}", "wb") as file:
-            path = Path(str(file.name))
-            try:
-                async for chunk in chunks:
-                    await file.write(chunk)
-                await file.flush()
+        """Import a file. It stays for an hour, or for as long as a task uses it.
+
+        Raises Refused above the quota, Unavailable where the disk is full.
+        """
+        path = self.scratch / f"upload-{time_ns()}"
+        try:
+            with room_under(self.scratch):
+                async with await trio.open_file(path, "wb") as file:
+                    async for chunk in chunks:
+                        await file.write(chunk)
                 link = await trio.to_thread.run_sync(files.add_path, self.blocks, path)
-            finally:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(path.unlink)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(lambda: path.unlink(missing_ok=True))
         return link.cid
 
     async def get_file(self, cid: Cid, path: str) -> AsyncIterator[bytes]:

@@ -6,6 +6,7 @@ Down: runs given up with their reason, doors, sandbox, network, files.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -77,21 +78,30 @@ def main(config: Config, home: Home, *, announce: Announce) -> int:
     """
     try:
         trio.run(_run, config, home, announce)
-    except BaseExceptionGroup as group:
-        raise _first(group) from None
-    except LedgerError as error:
-        raise Unavailable(f"the ledger: {error}") from error
+    except (BaseExceptionGroup, LedgerError, OSError) as error:
+        raise _first(error) from None
     return 0
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _first(error: BaseException) -> BaseException:
     """What went wrong first: a person's mistake before its consequences."""
-    leaves = list(_leaves(group))
-    for kind in (KeyboardInterrupt, MeshError, LedgerError):
+    leaves = [_told(leaf) for leaf in _leaves(error)]
+    for kind in (KeyboardInterrupt, MeshError):
         for leaf in leaves:
             if isinstance(leaf, kind):
-                return Unavailable(f"the ledger: {leaf}") if kind is LedgerError else leaf
-    return group
+                return leaf
+    return error
+
+
+def _told(error: BaseException) -> BaseException:
+    """*error* as a person is to read it, where a person can mend it."""
+    match error:
+        case LedgerError():
+            return Unavailable(f"the ledger: {error}")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return Unavailable("the disk is full: free some of it, or move MESH_HOME")
+        case _:
+            return error
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -110,8 +120,8 @@ async def _run(config: Config, home: Home, announce: Announce) -> None:
         try:
             await _serve(config, home, files, kernel, driver, announce)
         except BaseExceptionGroup as group:
-            expected = MeshError | LedgerError | KeyboardInterrupt
-            if not any(isinstance(leaf, expected) for leaf in _leaves(group)):
+            expected = MeshError | KeyboardInterrupt
+            if not any(isinstance(_told(leaf), expected) for leaf in _leaves(group)):
                 _record_crash(home, facts, driver)
             raise
 

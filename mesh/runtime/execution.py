@@ -22,6 +22,7 @@ from mesh.runtime.manifest import Job, check_module
 from mesh.runtime.supervisor import Outcome, Supervisor
 from mesh.storage import files
 from mesh.storage.blocks import Blocks
+from mesh.storage.disk import room_under
 
 MODULE_MAX = 64 << 20
 """Bytes of a module."""
@@ -57,7 +58,8 @@ class Workshop:
             await self._bring(source, root, work.needs.disk)
         folder = self.scratch / key
         try:
-            return await self._run(job, folder, key, on_progress)
+            with room_under(self.scratch):
+                return await self._run(job, folder, key, on_progress)
         except Refused as error:
             return _refused(str(error))
         finally:

@@ -250,15 +250,12 @@ class DiskBlocks:
     @contextmanager
     def _room(self) -> Iterator[None]:
         try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            with room_under(self._folder):
+                yield
+        except Unavailable:
             with self._lock:
                 self._full += 1
-            raise Unavailable(
-                f"the disk under {self._folder} is full: free some of it, or move MESH_HOME"
-            ) from error
+            raise
 
     def _open_shards(self) -> None:
         for shard in self._shards():
@@ -284,6 +281,19 @@ class DiskBlocks:
 
     def _beside(self, cid: Cid) -> Path:
         return self._path(cid).with_name(f"{next(self._temporary)}{_TEMPORARY}")
+
+
+@contextmanager
+def room_under(folder: Path) -> Iterator[None]:
+    """Raises Unavailable in place of the OSError of a disk that takes no more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Unavailable(
+            f"the disk under {folder} is full: free some of it, or move MESH_HOME"
+        ) from error
 
 
 def _lock(path: Path) -> int:
