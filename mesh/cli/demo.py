@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mesh.client import Client
     from mesh.v1 import ledger_pb2, node_pb2, order_pb2
 
-MODULE, INPUT = "wordcount.wasm", "wordcount.c"
+MODULE, INPUT = "wordcount.wasm", "book.txt"
 """In mesh/examples: the module counts the words of its own source."""
 _LIMITS = Limits(fuel=2_000_000_000, wall_ms=60_000, deadline_ms=300_000)
 _SHOWN = 400
