@@ -18,10 +18,12 @@ from mesh.errors import PeerError
 from mesh.ids import EntryId, PeerId, TaskId
 from mesh.market import terms as contract
 from mesh.market.policy import Policy
-from mesh.messages import Bid, Declined, Done, Lost, Settled
+from mesh.messages import Award, Bid, Declined, Done, Lost, Settled
 from mesh.sansio import Action, AppendEntry, Identity, Send
 
 CLOSINGS_MAX = 1_024
+REMINDERS_MAX = 64
+"""Sellers reminded at a time."""
 
 Key = tuple[TaskId, int]
 """A task and the fence of one award of it."""
@@ -43,7 +45,7 @@ class Accounts:
         self._policy = policy
         self._allocs: dict[Key, Entry] = dict(allocs)
         self._closings = {
-            _key(entry): (PeerId(entry.content.peer), entry.encode())
+            _key(entry): (_seller(entry), entry.encode())
             for entry in closings[-CLOSINGS_MAX:]
             if _key(entry) not in allocs
         }
@@ -62,9 +64,19 @@ class Accounts:
             "closings": (len(self._closings), CLOSINGS_MAX),
         }
 
-    def open(self) -> Mapping[Key, Entry]:
-        """The awards that nothing has closed yet, the oldest first."""
-        return self._allocs
+    def reminders(self, held: Mapping[Key, PeerId]) -> list[Action]:
+        """Awards once more, of which nothing came: who is not among the *held* declines it."""
+        idle = [
+            (key, entry) for key, entry in self._allocs.items() if held.get(key) != _seller(entry)
+        ]
+        return [
+            Send(_seller(entry), Award(*key, entry.encode(), self._policy.ttl_ms))
+            for key, entry in idle[:REMINDERS_MAX]
+        ]
+
+    def newest_fences(self) -> dict[TaskId, int]:
+        """The highest fence of each task with an open award."""
+        return dict(sorted(self._allocs))
 
     def is_open(self, key: Key) -> bool:
         return key in self._allocs
@@ -149,6 +161,10 @@ def recent_closings(entries: Iterable[Entry]) -> list[Entry]:
     """The last SETTLEs and VOIDs of a chain: sellers may not have got them before a restart."""
     closings = (entry for entry in entries if entry.content.kind is not Kind.ALLOC)
     return list(deque(closings, maxlen=CLOSINGS_MAX))
+
+
+def _seller(entry: Entry) -> PeerId:
+    return PeerId(entry.content.peer)
 
 
 def _key(entry: Entry) -> Key:

@@ -18,9 +18,7 @@ from random import Random
 from attrs import evolve
 
 from ledger.chain import Head
-from ledger.keys import terms_message
 from ledger.model import Entry
-from mesh.errors import PeerError
 from mesh.ids import EntryId, PeerId, TaskId, short_peer
 from mesh.market import terms as contract
 from mesh.market.accounts import Accounts, Key
@@ -46,7 +44,6 @@ from mesh.messages import (
     Done,
     Lost,
     Refusal,
-    Release,
     Renew,
     Renewed,
     Revoked,
@@ -55,7 +52,6 @@ from mesh.notices import Asked, Awarded, Progressed
 from mesh.sansio import Action, Collect, Identity, Notify, PersistTask, Send, WakeAt, Woken
 
 _URGENT_S = 1_800.0
-_REMINDERS_MAX = 16
 
 
 class Auctioneer:
@@ -99,9 +95,7 @@ class Auctioneer:
     def start(self, now: float) -> list[Action]:
         """Take up the tasks that a restart interrupted."""
         actions: list[Action] = []
-        newest: dict[TaskId, int] = {}
-        for task, fence in self.accounts.open():
-            newest[task] = max(fence, newest.get(task, 0))
+        newest = self.accounts.newest_fences()
         for record in list(self.records.values()):
             if not record.state.is_final:
                 actions += self._resume(record, newest.get(record.order.task, 0), now)
@@ -147,21 +141,13 @@ class Auctioneer:
             return []
         record = self.records[bid.task]
         ask = self._ask(record, sale)
-        terms = contract.check_bid(bid.terms, ask, seller=peer, buyer=self._identity.peer)
-        if not self._identity.verify(peer, terms_message(bid.terms), bid.signature):
-            raise PeerError("a bid with a bad signature")
-        finish = bid.finish_ms
-        if bid.p_on_time > 1000 or not finish.q10 <= finish.q50 <= finish.q90:
-            raise PeerError("a promise that is no probability")
-        worth = score(
-            bid,
-            value=record.order.max_price,
-            price=terms.reserve,
-            deadline_ms=ask.deadline_ms,
-            factor=self.calibration.factor(peer),
+        terms = contract.check_bid(
+            bid, ask, seller=peer, buyer=self._identity.peer, verify=self._identity.verify
         )
-        sale.bids[peer] = Sealed(bid, terms.reserve, worth)
-        answer = bid_answer(peer, bid, terms.reserve, worth)
+        price, value, factor = terms.reserve, record.order.max_price, self.calibration.factor(peer)
+        worth = score(bid, value=value, price=price, deadline_ms=ask.deadline_ms, factor=factor)
+        sale.bids[peer] = Sealed(bid, price, worth)
+        answer = bid_answer(peer, bid, price, worth)
         return [*self._register.note(record, answer), *self._close_if_complete(bid.task, now)]
 
     def refusal(self, peer: PeerId, refusal: Refusal, now: float) -> list[Action]:
@@ -190,7 +176,7 @@ class Auctioneer:
         if record is None or record.state is not State.AWARDED:
             return actions
         self.calibration.record(peer, self._sales[declined.task].promise, was_kept=False)
-        self._register.judge(declined.task, peer, f"declined: {declined.reason}"[:512])
+        self._register.judge(declined.task, peer, f"declined: {declined.reason}")
         return [*actions, *self._award_next(declined.task, now)]
 
     # --- the lease ------------------------------------------------------------------------------
@@ -205,10 +191,9 @@ class Auctioneer:
         if renew.fuel > record.fuel:
             self.records[renew.task] = evolve(record, fuel=renew.fuel)
             actions.append(Notify(Progressed(renew.task, renew.fence, renew.fuel)))
-        ttl_ms = self._policy.ttl_ms
         return [
             *actions,
-            Send(peer, Renewed(renew.task, renew.fence, renew.seq, ttl_ms)),
+            Send(peer, Renewed(renew.task, renew.fence, renew.seq, self._policy.ttl_ms)),
             self._grant(renew.task, now),
         ]
 
@@ -315,16 +300,9 @@ class Auctioneer:
 
     def accounts_due(self, now: float) -> list[Action]:
         """Remind the sellers of awards that came to nothing: who does not run it declines it."""
-        actions: list[Action] = []
-        for (task, fence), entry in self.accounts.open().items():
-            seller = PeerId(entry.content.peer)
-            is_live = task in self._sales and self._register.held_by(seller, task, fence)
-            if is_live or len(actions) >= _REMINDERS_MAX:
-                continue
-            award = Award(task, fence, entry.encode(), self._policy.ttl_ms)
-            actions.append(Send(seller, award))
-        pause = self._policy.resend_max_ms / 1000
-        return [*actions, WakeAt(now + pause, Woken("accounts", None, 0))]
+        again_at = now + self._policy.resend_max_ms / 1000
+        reminders = self.accounts.reminders(self._register.executors())
+        return [*reminders, WakeAt(again_at, Woken("accounts", None, 0))]
 
     # --- supporting: rounds ---------------------------------------------------------------------
 
@@ -361,16 +339,15 @@ class Auctioneer:
         record, sale = self.records[task], self._sales[task]
         if now >= sale.deadline_at:
             return self._finish(task, State.FAILED, f"deadline passed: {record.reason}")
-        widths = (self._policy.candidates, self._policy.candidates_wide, self._policy.offers_max)
         peers = self._book.candidates(
             record.order.work,
-            widths[min(sale.misses, 2)],
+            self._policy.width(sale.misses),
             rng=self._rng,
             calibration=self.calibration,
             avoid=sale.avoid,
         )
         if not peers:
-            why = self._book.why_nobody(record.order.work, sale.avoid)[:512]
+            why = self._book.why_nobody(record.order.work, sale.avoid)
             sale.avoid.clear()
             return self._wait(task, why, now)
         sale.open(tuple(peers), now)
@@ -407,7 +384,7 @@ class Auctioneer:
         record, sale = self.records[task], self._sales[task]
         ranking = sale.ranking(task, record.round)
         if not ranking and not sale.winners:
-            return self._wait(task, why_no_bid(record, sale)[:512], now)
+            return self._wait(task, why_no_bid(record, sale), now)
         if not ranking or sale.winners >= self._policy.winners_max:
             return self._wait(task, "every winner declined", now)
         winner = ranking[0]
@@ -417,16 +394,13 @@ class Auctioneer:
         best = sale.bids.pop(winner)
         sale.winners += 1
         sale.promise = best.bid.p_on_time
-        key = (task, record.round)
-        entry, appended = self.accounts.alloc(key, best.bid, self._clock.wall_ms(now))
+        wall_ms = self._clock.wall_ms(now)
+        entry, appended = self.accounts.alloc((task, record.round), best.bid, wall_ms)
+        alloc = EntryId(entry.id)
         sale.award = Award(task, record.round, entry.encode(), self._policy.ttl_ms)
         hold_ms = min(best.bid.hold_ms, self._policy.hold_ms)
         sale.award_until = sale.opened_at + hold_ms / 1000
         losers = f", {len(ranking) - 1} others lost" if len(ranking) > 1 else ""
-        reason = (
-            f"best score {best.worth} µcr: at most {best.price} µcr, "
-            f"P(on time) {best.bid.p_on_time / 10:.0f} %"
-        )
         for loser in ranking[1:]:
             self._register.judge(task, loser, f"score {sale.bids[loser].worth} below {best.worth}")
         self._register.judge(task, winner, "won")
@@ -435,14 +409,14 @@ class Auctioneer:
             state=State.AWARDED,
             fence=record.round,
             executor=winner,
-            alloc=EntryId(entry.id),
-            reason=f"awarded to {short_peer(winner)}: {reason}{losers}",
+            alloc=alloc,
+            reason=f"awarded to {short_peer(winner)}: {best.why_best}{losers}",
         )
         return [
             appended,
             PersistTask(record),
             Send(winner, sale.award),
-            Notify(Awarded(task, record.fence, winner, best.price, reason, EntryId(entry.id))),
+            Notify(Awarded(task, record.fence, winner, best.price, best.why_best, alloc)),
             self._award_timer(task, record.fence, now),
             self._grant(task, now),
         ]
@@ -455,13 +429,8 @@ class Auctioneer:
         sale = self._sales[task]
         sale.misses, sale.award = 0, None
         sale.avoid.clear()
-        verdicts = {answer.peer: answer.verdict for answer in record.answers}
-        losers = [
-            Send(peer, Release(task, record.round, verdicts.get(peer, "another bid was better")))
-            for peer in sale.bids
-        ]
-        sale.bids = {}
-        return [*self._register.move(evolve(record, state=State.RUNNING, reason=reason)), *losers]
+        moved = self._register.move(evolve(record, state=State.RUNNING, reason=reason))
+        return [*moved, *[Send(peer, release) for peer, release in sale.release(record)]]
 
     def _grant(self, task: TaskId, now: float) -> Action:
         """The lease runs from now; not before ttl + margin may it be given to another."""
@@ -481,7 +450,7 @@ class Auctioneer:
             executor=None,
             fuel=0,
             moves=record.moves + 1,
-            reason=f"lost by {short_peer(record.executor)}: {reason}"[:512],
+            reason=f"lost by {short_peer(record.executor)}: {reason}",
         )
         return [*self._register.move(lost), *self._open(task, now)]
 

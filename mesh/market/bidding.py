@@ -13,14 +13,21 @@ from itertools import pairwise
 
 from attrs import frozen
 
+from ledger.model import INPUTS_MAX
+from mesh.errors import PeerError
 from mesh.ids import Cid
 from mesh.messages import Ask, Outlook, Quantiles
 from mesh.resources.capacity import Capacity
+from mesh.runtime.manifest import FUEL_MAX, WALL_MS_MAX
 
 _HARM = 0.35
 """Of being squeezed where there is no checkpoint to fall back on."""
 _START_MS = 250
 """From award to the first instruction: connect, fetch, compile."""
+TTL_MS_MIN = 1_000
+"""A shorter lease would be nothing but renewals."""
+_TTL_MS_MAX = 3_600_000
+_DEADLINE_MS_MAX = 10 * 366 * 86_400_000
 _FUEL_SHARES = (0.3, 0.6, 1.0)
 """Buyers name a limit; tasks burn less. Shares of the limit at the 10, 50 and 90 % quantiles."""
 
@@ -58,6 +65,18 @@ class NoQuote:
 
     reason: str
     may_change: bool = False
+
+
+def check_ask(ask: Ask) -> None:
+    """That the numbers of an ask fit into terms and timers. Raises PeerError."""
+    if not TTL_MS_MIN <= ask.ttl_ms <= _TTL_MS_MAX:
+        raise PeerError("an ask for a lease of absurd length")
+    if ask.deadline_ms > _DEADLINE_MS_MAX or ask.work.wall_ms > WALL_MS_MAX:
+        raise PeerError("an ask with no end")
+    if ask.work.fuel > FUEL_MAX or ask.fee > ask.max_price or len(ask.work.inputs) > INPUTS_MAX:
+        raise PeerError("an ask with absurd numbers")
+    if min(ask.work.needs.slots, ask.work.needs.cpu_milli) < 1:
+        raise PeerError("an ask to run on nothing")
 
 
 def quote(

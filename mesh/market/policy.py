@@ -54,3 +54,7 @@ class Policy:
     tenancies_max: int = 256
     allocs_max: int = 4_096
     """Open ALLOC entries of ours: awards neither settled nor void."""
+
+    def width(self, misses: int) -> int:
+        """How many to ask after so many failed rounds."""
+        return (self.candidates, self.candidates_wide, self.offers_max)[min(misses, 2)]

@@ -13,6 +13,9 @@ from mesh.market.sale import Sale, most_pressing
 from mesh.notices import Answered, moved
 from mesh.sansio import Action, Notify, PersistTask
 
+REASON_MAX = 512
+"""Characters: a reason may quote a peer's, which is as long as a message allows."""
+
 
 class Register:
     """Bounded: open tasks by admission, ended ones by forgetting the oldest."""
@@ -52,6 +55,15 @@ class Register:
             return None
         return record
 
+    def executors(self) -> dict[tuple[TaskId, int], PeerId]:
+        """Whom each open task was awarded to, by task and fence."""
+        records = [self.records[task] for task in self.sales]
+        return {
+            (record.order.task, record.fence): record.executor
+            for record in records
+            if record.executor is not None
+        }
+
     def note(self, record: TaskRecord, answer: Answer) -> list[Action]:
         """Keep an answer on record, the newest only."""
         self.records[record.order.task] = with_answer(record, answer)
@@ -59,10 +71,11 @@ class Register:
 
     def judge(self, task: TaskId, peer: PeerId, verdict: str) -> None:
         """The auctioneer's word on a bid."""
-        self.records[task] = with_verdict(self.records[task], peer, verdict)
+        self.records[task] = with_verdict(self.records[task], peer, verdict[:REASON_MAX])
 
     def move(self, record: TaskRecord) -> list[Action]:
         """Change state, durably and visibly."""
+        record = evolve(record, reason=record.reason[:REASON_MAX])
         self.records[record.order.task] = record
         return [PersistTask(record), Notify(moved(record))]
 
@@ -70,7 +83,7 @@ class Register:
         """Close the sale for good; the oldest ended record makes room."""
         assert state.is_final
         del self.sales[task]
-        actions = self.move(evolve(self.records[task], state=state, reason=reason[:512]))
+        actions = self.move(evolve(self.records[task], state=state, reason=reason))
         ended = [key for key in self.records if key not in self.sales]
         for key in ended[: max(0, len(ended) - self._policy.tasks_ended_max)]:
             del self.records[key]

@@ -11,7 +11,7 @@ from mesh.ids import PeerId, TaskId
 from mesh.market.offers import Heard, why_unfit
 from mesh.market.order import Order, TaskRecord
 from mesh.market.scoring import tie_break, virtual_deadline
-from mesh.messages import Ask, Award, Bid, Done
+from mesh.messages import Ask, Award, Bid, Done, Release
 
 
 @frozen
@@ -21,6 +21,12 @@ class Sealed:
     bid: Bid
     price: int
     worth: int
+
+    @property
+    def why_best(self) -> str:
+        """Why it won, for people."""
+        odds = f"P(on time) {self.bid.p_on_time / 10:.0f} %"
+        return f"best score {self.worth} µcr: at most {self.price} µcr, {odds}"
 
 
 @define
@@ -68,6 +74,16 @@ class Sale:
         return sorted(
             self.bids, key=lambda peer: (-self.bids[peer].worth, tie_break(task, round_, peer))
         )
+
+    def release(self, record: TaskRecord) -> list[tuple[PeerId, Release]]:
+        """Let the other bidders go, each with the reason."""
+        verdicts = {answer.peer: answer.verdict for answer in record.answers}
+        losers, self.bids = list(self.bids), {}
+        task, round_ = record.order.task, record.round
+        return [
+            (peer, Release(task, round_, verdicts.get(peer, "another bid was better")))
+            for peer in losers
+        ]
 
     def is_news(self, heard: Heard, order: Order) -> bool:
         """Whether *heard* is a reason to ask again: room or a price that was not there before."""

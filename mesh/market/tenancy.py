@@ -19,10 +19,10 @@ from attrs import evolve
 from ledger.chain import check_entry
 from ledger.errors import BadEntry
 from ledger.keys import terms_message
-from ledger.model import INPUTS_MAX, Entry, Kind, Terms
+from ledger.model import Entry, Kind, Terms
 from mesh.errors import PeerError
 from mesh.ids import Cid, EntryId, PeerId, TaskId
-from mesh.market.bidding import NoQuote, Shop, quote
+from mesh.market.bidding import TTL_MS_MIN, NoQuote, Shop, check_ask, quote
 from mesh.market.lease import Clock, Hold, Phase, Tenancy, restored
 from mesh.market.policy import Policy
 from mesh.market.terms import alloc_terms, void_terms
@@ -46,7 +46,6 @@ from mesh.messages import (
 from mesh.notices import Hosted
 from mesh.resources.capacity import Capacity
 from mesh.resources.pool import Pool
-from mesh.runtime.manifest import FUEL_MAX, WALL_MS_MAX
 from mesh.sansio import (
     Action,
     AppendEntry,
@@ -66,10 +65,6 @@ from mesh.sansio import (
 _RENEWS_OPEN_MAX = 8
 _PATIENCE = 8
 """An answer repeated so often without an echo (two minutes) may make room for new work."""
-_TTL_MS_MIN = 1_000
-"""A shorter lease would be nothing but renewals."""
-_TTL_MS_MAX = 3_600_000
-_DEADLINE_MS_MAX = 10 * 366 * 86_400_000
 _MODULES_MAX = 64
 
 
@@ -141,7 +136,7 @@ class Tenancies:
         *owner* is what the owner needs now of what is for sale. Raises PeerError for an ask that
         nobody could mean.
         """
-        _check_ask(ask)
+        check_ask(ask)
         held = self._holds.get(ask.task)
         if held and held.buyer == peer and held.ask == ask:
             return [Send(peer, held.bid)]
@@ -204,7 +199,7 @@ class Tenancies:
         hold = self._holds.get(award.task)
         if hold is None or hold.bid.terms != terms.encode():
             return [self._decline(peer, award, entry, terms, "the hold had ended")]
-        if award.ttl_ms < _TTL_MS_MIN:
+        if award.ttl_ms < TTL_MS_MIN:
             raise PeerError("an award of a lease of absurd length")
         del self._holds[award.task]
         ttl = min(award.ttl_ms, hold.ask.ttl_ms)
@@ -481,18 +476,6 @@ class Tenancies:
 
     def _tell(self, tenancy: Tenancy, what: str, reason: str) -> Notify:
         return Notify(Hosted(tenancy.task, tenancy.fence, tenancy.buyer, what, reason))
-
-
-def _check_ask(ask: Ask) -> None:
-    """That the numbers of an ask fit into terms and timers. Raises PeerError."""
-    if not _TTL_MS_MIN <= ask.ttl_ms <= _TTL_MS_MAX:
-        raise PeerError("an ask for a lease of absurd length")
-    if ask.deadline_ms > _DEADLINE_MS_MAX or ask.work.wall_ms > WALL_MS_MAX:
-        raise PeerError("an ask with no end")
-    if ask.work.fuel > FUEL_MAX or ask.fee > ask.max_price or len(ask.work.inputs) > INPUTS_MAX:
-        raise PeerError("an ask with absurd numbers")
-    if min(ask.work.needs.slots, ask.work.needs.cpu_milli) < 1:
-        raise PeerError("an ask to run on nothing")
 
 
 def _decode_entry(data: bytes) -> Entry:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from attrs import evolve
 
 from ledger.errors import BadEntry
+from ledger.keys import Verify, terms_message
 from ledger.model import Terms, amount_of, reserve_of
 from mesh.errors import PeerError
 from mesh.ids import DAG_PB, RAW, EntryId, PeerId, cid_of
-from mesh.messages import Ask, Result
+from mesh.messages import Ask, Bid, Result
 from mesh.runtime.manifest import METER, STATUSES, exit_status
 
 UNIT = "uC/Gfuel"
@@ -77,9 +78,9 @@ def void_terms(alloc: Terms, alloc_id: EntryId) -> Terms:
     return evolve(alloc, fuel=0, amount=0, exit=VOID_EXIT, ref=alloc_id)
 
 
-def check_bid(data: bytes, ask: Ask, *, seller: PeerId, buyer: PeerId) -> Terms:
-    """The terms of a bid, if they answer *ask*. Raises PeerError."""
-    terms = _decode(data)
+def check_bid(bid: Bid, ask: Ask, *, seller: PeerId, buyer: PeerId, verify: Verify) -> Terms:
+    """The terms of a bid, if they answer *ask* and its promise is one. Raises PeerError."""
+    terms = _decode(bid.terms)
     expected = alloc_terms(
         ask,
         seller=seller,
@@ -92,6 +93,11 @@ def check_bid(data: bytes, ask: Ask, *, seller: PeerId, buyer: PeerId) -> Terms:
         raise PeerError("a bid whose terms are not those of the ask")
     if terms.reserve > ask.max_price:
         raise PeerError("a bid above the ceiling")
+    if not verify(seller, terms_message(bid.terms), bid.signature):
+        raise PeerError("a bid with a bad signature")
+    finish = bid.finish_ms
+    if bid.p_on_time > 1000 or not finish.q10 <= finish.q50 <= finish.q90:
+        raise PeerError("a promise that is no probability")
     return terms
 
 
