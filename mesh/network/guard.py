@@ -71,11 +71,16 @@ class Guard:
         return True
 
     def fault(self, peer: PeerId, weight: float, now: float) -> bool:
-        """Add *weight* to the peer's score; True if it is banned by this very fault."""
+        """Add *weight* to the peer's score; True if it is banned by this very fault.
+
+        Faults during a ban are part of it.
+        """
         known = self._known(peer, now)
+        if known.banned_until > now:
+            return False
         known.score = self._decayed(known, now) + weight
         known.scored_at = now
-        if known.score < self.config.ban_score or known.banned_until > now:
+        if known.score < self.config.ban_score:
             return False
         if now - known.banned_until > self.config.ban_memory_s:
             known.bans = 0

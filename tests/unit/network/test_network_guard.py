@@ -147,5 +147,5 @@ def test_tables_scores_and_bans_stay_within_bounds(
         guard.fault(peer(number), weight / 200, now)
         guard.delay(peer(number + 1), 1, now)
         assert len(guard) <= CONFIG.max_peers
-        assert 0 <= guard.score(peer(number), now) < CONFIG.ban_score + 10
+        assert 0 <= guard.score(peer(number), now) < CONFIG.ban_score
         assert not guard.is_banned(peer(number), now + CONFIG.ban_max_s)
