@@ -315,10 +315,10 @@ class Desk:
                 return
             yield chunk
 
-    async def list_files(self, cid: Cid) -> Sequence[tuple[str, int]]:
-        """(path, size) of every file below a directory CID. Raises NotFound."""
+    async def list_files(self, cid: Cid) -> Sequence[tuple[str, int, Cid]]:
+        """(path, bytes, CID) of every file below a directory CID. Raises NotFound."""
         items = await trio.to_thread.run_sync(files.list_dir, self.blocks, cid)
-        return [(item.path, item.size) for item in items if not item.is_folder]
+        return [(item.path, item.size, item.cid) for item in items if not item.is_folder]
 
 
 def check_request(request: BidRequest) -> None:

@@ -174,6 +174,6 @@ class Door(Protocol):
         """The bytes of the file at *path* ("" for the CID itself). Raises NotFound."""
         ...
 
-    async def list_files(self, cid: Cid) -> Sequence[tuple[str, int]]:
-        """(path, size) of every file below a directory CID. Raises NotFound."""
+    async def list_files(self, cid: Cid) -> Sequence[tuple[str, int, Cid]]:
+        """(path, bytes, CID) of every file below a directory CID. Raises NotFound."""
         ...

@@ -20,7 +20,7 @@ from mesh.api.bridge import Send
 from mesh.api.door import Door, Numbered
 from mesh.api.faults import Closed, FieldError, TooSlow
 from mesh.errors import Refused
-from mesh.ids import TaskId
+from mesh.ids import TaskId, format_cid
 from mesh.market.order import TaskRecord
 from mesh.notices import Answered, Asked, Awarded, Moved
 from mesh.v1 import files_pb2, ledger_pb2, market_pb2, node_pb2, tasks_pb2
@@ -238,7 +238,7 @@ async def stat_files(
     files, token = _page(
         await door.list_files(convert.read_cid(request.cid)),
         lambda file: file[0],
-        lambda file: files_pb2.File(path=file[0], size=file[1]),
+        lambda file: files_pb2.File(path=file[0], size=file[1], cid=format_cid(file[2])),
         request.page_size,
         request.page_token,
     )

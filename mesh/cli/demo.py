@@ -132,7 +132,7 @@ def _auction(devnet: Devnet, record: order_pb2.Task) -> dict[str, Any]:
 def _output(client: Client, record: order_pb2.Task, story: Story) -> dict[str, Any]:
     """What the task left in /out, by content id; the head of its first file."""
     cid = record.result.output
-    files = [{"path": file.path, "size": file.size} for file in client.files(cid)]
+    files = [{"path": file.path, "size": file.size, "cid": file.cid} for file in client.files(cid)]
     story.tell(f"5  its output: {cid}")
     head = b""
     if files:

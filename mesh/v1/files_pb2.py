@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13mesh/v1/files.proto\x12\x07mesh.v1\":\n\x0f\x46ilesPutRequest\x12\x0e\n\x04name\x18\x01 \x01(\tH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x1f\n\x10\x46ilesPutResponse\x12\x0b\n\x03\x63id\x18\x01 \x01(\t\",\n\x0f\x46ilesGetRequest\x12\x0b\n\x03\x63id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"!\n\x10\x46ilesGetResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"F\n\x10\x46ilesStatRequest\x12\x0b\n\x03\x63id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"J\n\x11\x46ilesStatResponse\x12\x1c\n\x05\x66iles\x18\x01 \x03(\x0b\x32\r.mesh.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x32\xc2\x01\n\x05\x46iles\x12<\n\x03Put\x12\x18.mesh.v1.FilesPutRequest\x1a\x19.mesh.v1.FilesPutResponse(\x01\x12<\n\x03Get\x12\x18.mesh.v1.FilesGetRequest\x1a\x19.mesh.v1.FilesGetResponse0\x01\x12=\n\x04Stat\x12\x19.mesh.v1.FilesStatRequest\x1a\x1a.mesh.v1.FilesStatResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13mesh/v1/files.proto\x12\x07mesh.v1\":\n\x0f\x46ilesPutRequest\x12\x0e\n\x04name\x18\x01 \x01(\tH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x1f\n\x10\x46ilesPutResponse\x12\x0b\n\x03\x63id\x18\x01 \x01(\t\",\n\x0f\x46ilesGetRequest\x12\x0b\n\x03\x63id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"!\n\x10\x46ilesGetResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"F\n\x10\x46ilesStatRequest\x12\x0b\n\x03\x63id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"J\n\x11\x46ilesStatResponse\x12\x1c\n\x05\x66iles\x18\x01 \x03(\x0b\x32\r.mesh.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0b\n\x03\x63id\x18\x03 \x01(\t2\xc2\x01\n\x05\x46iles\x12<\n\x03Put\x12\x18.mesh.v1.FilesPutRequest\x1a\x19.mesh.v1.FilesPutResponse(\x01\x12<\n\x03Get\x12\x18.mesh.v1.FilesGetRequest\x1a\x19.mesh.v1.FilesGetResponse0\x01\x12=\n\x04Stat\x12\x19.mesh.v1.FilesStatRequest\x1a\x1a.mesh.v1.FilesStatResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,7 +44,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FILESSTATRESPONSE']._serialized_start=278
   _globals['_FILESSTATRESPONSE']._serialized_end=352
   _globals['_FILE']._serialized_start=354
-  _globals['_FILE']._serialized_end=388
-  _globals['_FILES']._serialized_start=391
-  _globals['_FILES']._serialized_end=585
+  _globals['_FILE']._serialized_end=401
+  _globals['_FILES']._serialized_start=404
+  _globals['_FILES']._serialized_end=598
 # @@protoc_insertion_point(module_scope)

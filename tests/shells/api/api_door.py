@@ -99,7 +99,7 @@ class MemoryDoor:
         self.records: dict[TaskId, TaskRecord] = {}
         self.bids: list[BidRequest] = []
         self.files: dict[Cid, bytes] = {}
-        self.listed: dict[Cid, Sequence[tuple[str, int]]] = {}
+        self.listed: dict[Cid, Sequence[tuple[str, int, Cid]]] = {}
         self.peer_views: list[PeerView] = [PeerView(OTHER, ("/ip4/1.2.3.4",), True, OFFER, 12)]
         self.receipt_views: list[ReceiptView] = [RECEIPT]
         self.findings: list[Finding] = []
@@ -237,7 +237,7 @@ class MemoryDoor:
             await trio.lowlevel.checkpoint()
             yield data[start : start + 600_000]
 
-    async def list_files(self, cid: Cid) -> Sequence[tuple[str, int]]:
+    async def list_files(self, cid: Cid) -> Sequence[tuple[str, int, Cid]]:
         await trio.lowlevel.checkpoint()
         if cid not in self.listed:
             raise NotFound(f"no {format_cid(cid)} here")

@@ -240,7 +240,7 @@ async def test_an_upload_waits_for_the_node() -> None:
 
 async def test_a_directory_is_listed_in_pages() -> None:
     door = MemoryDoor()
-    door.listed[MODULE] = [(f"{number}.txt", number) for number in range(250)]
+    door.listed[MODULE] = [(f"{number}.txt", number, MODULE) for number in range(250)]
     async with serving(door) as (client, _):
         sizes: list[int] = []
         request = files_pb2.FilesStatRequest(cid=format_cid(MODULE))

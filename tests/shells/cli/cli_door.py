@@ -243,7 +243,10 @@ class MemoryDoor:
         except KeyError:
             raise NotFound(f"no {path!r} in {ids.format_cid(cid)}", "list the folder") from None
 
-    async def list_files(self, cid: Cid) -> Sequence[tuple[str, int]]:
+    async def list_files(self, cid: Cid) -> Sequence[tuple[str, int, Cid]]:
         if cid not in self.folders:
             raise NotFound(f"{ids.format_cid(cid)} is not here")
-        return [(path, len(data)) for path, data in sorted(self.folders[cid].items())]
+        return [
+            (path, len(data), ids.cid_of(ids.RAW, data))
+            for path, data in sorted(self.folders[cid].items())
+        ]
