@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TextIO
 
 from attrs import frozen
@@ -47,10 +47,17 @@ class Finding:
     detail: str
 
 
-def findings(entries: Iterable[Entry], verify: Verify = keys.verify) -> Iterator[Finding]:
+def findings(
+    entries: Iterable[Entry],
+    verify: Verify = keys.verify,
+    *,
+    whole: Collection[bytes] | None = None,
+) -> Iterator[Finding]:
     """Everything that *entries*, in any order, show or fail to show. They are held in memory.
 
-    An entry that is invalid by itself is not looked at any further, nor counted.
+    An entry that is invalid by itself is not looked at any further, nor counted. *whole* names the
+    authors whose chains are to be here without a gap, by default all; of the others, such as a
+    seller's buyers, only what is here is looked at.
     """
     valid: dict[bytes, Entry] = {}
     for entry in _in_order(set(entries)):
@@ -58,7 +65,7 @@ def findings(entries: Iterable[Entry], verify: Verify = keys.verify) -> Iterator
         if all(finding.is_good for finding in own):
             valid[entry.id] = entry
         yield from own
-    yield from _chains(valid)
+    yield from _chains(valid, whole)
     yield from _resolutions(valid)
     yield from _forks(valid)
     yield from _balances(valid)
@@ -156,15 +163,17 @@ def _amount(entry: Entry) -> Finding:
     return Finding(entry.id, "amount", True, f"{body.kind.name} of {body.deal.amount} µcr")
 
 
-def _chains(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
+def _chains(valid: Mapping[bytes, Entry], whole: Collection[bytes] | None) -> Iterator[Finding]:
     for entry in valid.values():
         body = entry.content
         if body.seq == 0 and body.prev == GENESIS:
             head = Head.start(body.author, body.net)
         elif body.prev in valid:
             head = Head.after(valid[body.prev])
-        else:
+        elif whole is None or body.author in whole:
             yield Finding(entry.id, "chain", False, f"seq {body.seq}: the entry before is missing")
+            continue
+        else:
             continue
         yield from _link(head, entry, valid)
 

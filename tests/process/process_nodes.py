@@ -166,6 +166,11 @@ class Node:
         task = self.client.submit(HOSTILE, ["spin", size], limits=SPIN_LIMITS, key=key)
         return task.id
 
+    def complaints(self) -> list[str]:
+        """What its audit finds wrong."""
+        findings = self.client.audit(timeout=PATIENCE_S)
+        return [f"{found.check}: {found.detail}" for found in findings if not found.is_good]
+
     def is_computing(self) -> bool:
         """Whether a task burns its processor time by now: in a worker, its template's child."""
         for template in psutil.Process(self.member.process.pid).children():

@@ -98,6 +98,14 @@ def test_a_clock_that_stands_still_is_found() -> None:
     assert bad([first, late]) == {(late.id, "chain")}
 
 
+def test_a_seller_misses_nothing_of_the_chains_that_it_holds_only_a_part_of() -> None:
+    """ALICE has of BOB's chain what names her, and none of it is suspicious to her."""
+    hers = [entry for entry in deals() if entry.content.peer == ALICE.key]
+    assert {check for _, check in bad(hers)} == {"chain"}
+    assert all(finding.is_good for finding in findings(hers, whole=(ALICE.key,)))
+    assert not all(finding.is_good for finding in findings(hers, whole=(BOB.key,)))
+
+
 def test_a_gap_is_told_and_is_no_accusation() -> None:
     bob = Chain(BOB)
     alloc = bob.alloc(ALICE)
