@@ -36,6 +36,8 @@ from mesh.network.host import build_host, from_libp2p, run_host
 
 LOOPBACK = Multiaddr("/ip4/127.0.0.1/tcp/0")
 ECHO = "/test/1/echo"
+STOCK_S = 0.7
+"""How long to look for what is not expected to happen."""
 HARDENED = pytest.mark.parametrize("hardened", [True, False], ids=["hardened", "stock"])
 
 
@@ -85,16 +87,16 @@ async def test_1_a_handler_that_raises_ends_only_its_stream(harness: Any, harden
             await host.connect(harness.where(fragile))
             with suppress(StreamFailure):  # the reset may overtake the negotiation
                 await host.new_stream(fragile.get_id(), [ECHO])
-            with trio.move_on_after(0.5):
-                await harness.eventually(lambda: bool(tally))
+            await harness.eventually(lambda: bool(tally))
             return "alive"
 
     if hardened:
         assert await attack() == "alive"
         assert tally["stream_contained"] == 1
     else:
-        with pytest.raises(ExceptionGroup):
+        with pytest.raises(ExceptionGroup) as caught:
             await attack()
+        assert caught.value.subgroup(trio.TooSlowError) is None
 
 
 @HARDENED
@@ -129,16 +131,16 @@ async def test_1_a_message_with_a_junk_author_does_not_end_gossip(
             await attacker.connect(harness.where(victim))
             stream = await attacker.new_stream(victim.get_id(), [PROTOCOL_ID_V11])
             await stream.write(encode_uvarint(len(junk)) + junk)
-            with trio.move_on_after(0.5):
-                await harness.eventually(lambda: bool(tally))
+            await harness.eventually(lambda: bool(tally))
             assert service.manager.is_running
 
     if hardened:
         await attack()
         assert tally["gossip_contained"] == 1
     else:
-        with pytest.raises(ExceptionGroup):
+        with pytest.raises(ExceptionGroup) as caught:
             await attack()
+        assert caught.value.subgroup(trio.TooSlowError) is None
 
 
 # --- 2 ----------------------------------------------------------------------------------------
@@ -237,20 +239,23 @@ async def test_3_more_than_ten_messages_a_second_get_through(harness: Any, harde
         return GossipSub(protocols=[PROTOCOL_ID_V11], degree=4, degree_low=3, degree_high=8)
 
     router = hardening.explicit_router if hardened else stock_router
-    heard = await hear_burst(harness, 40, router)
+    heard = await hear_burst(harness, 40, router, hardened=hardened)
     assert heard == 40 if hardened else heard < 40
 
 
 @HARDENED
 async def test_4_a_burst_is_queued_not_dropped(harness: Any, hardened: bool) -> None:
-    heard = await hear_burst(harness, 150, hardening.explicit_router, hardened=hardened)
+    router = hardening.explicit_router
+    heard = await hear_burst(harness, 150, router, hardened=hardened, library=hardened)
     assert heard == 150 if hardened else heard < 150
 
 
-async def hear_burst(harness: Any, count: int, router: Any, *, hardened: bool = True) -> int:
+async def hear_burst(
+    harness: Any, count: int, router: Any, *, hardened: bool, library: bool = True
+) -> int:
     """How many of *count* messages, published without a pause, the other host hears."""
     a, b = await harness.host(1), await harness.host(2)
-    use_library(hardened)
+    use_library(library)
     received: list[bytes] = []
     listener = make_gossip(a, Counter(), received, router=router())
     speaker = make_gossip(b, Counter(), [], router=router())
@@ -259,7 +264,7 @@ async def hear_burst(harness: Any, count: int, router: Any, *, hardened: bool = 
         await harness.eventually(lambda: bool(speaker.router.mesh.get(TOPIC)))
         for number in range(count):
             await speaker.publish(b"%d" % number)
-        with trio.move_on_after(1.0):
+        with trio.move_on_after(float("inf") if hardened else STOCK_S):
             await harness.eventually(lambda: len(received) == count)
     return len(received)
 
@@ -277,7 +282,9 @@ async def test_5_messages_after_a_restart_are_not_taken_for_seen(
     async with make_gossip(a, Counter(), received).run():
         for life in range(2):
             await publish_and_leave(harness, a, [b"%d %d" % (life, n) for n in range(20)])
-    assert len(received) == (40 if hardened else 20)
+        if hardened:
+            await harness.eventually(lambda: len(received) == 40)
+    assert len(received) == 40 if hardened else len(received) < 40
 
 
 async def publish_and_leave(harness: Any, listener: IHost, messages: list[bytes]) -> None:
@@ -317,7 +324,7 @@ async def test_6_a_peer_that_answers_no_ping_is_dropped(harness: Any, hardened: 
 
     b.set_stream_handler("/ipfs/ping/1.0.0", stay_silent)
     await b.connect(harness.where(a))
-    with trio.move_on_after(1.0):
+    with trio.move_on_after(float("inf") if hardened else STOCK_S):
         await harness.eventually(lambda: not a.get_connected_peers())
     assert bool(a.get_connected_peers()) is not hardened
 
@@ -462,7 +469,7 @@ async def test_10_nobody_is_dialled_but_by_discovery(harness: Any, hardened: boo
         del network.auto_connector.maybe_connect
     b.get_peerstore().add_addrs(a.get_id(), a.get_addrs(), 60)
     await network.auto_connector.maybe_connect()
-    with trio.move_on_after(0.5):
+    with trio.move_on_after(STOCK_S if hardened else float("inf")):
         await harness.eventually(lambda: bool(a.get_connected_peers()))
     assert bool(a.get_connected_peers()) is not hardened
 
