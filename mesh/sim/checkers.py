@@ -1,10 +1,11 @@
 """The promises of the design, checked after every event of every honest node.
 
 Safety under any fault: S1 one lease per task · S2 what was shown to a peer survives a crash ·
-S3 a chain only extends · S6 reservations within what is sold · S7 bounds · S8 no run without its
-buyer's award · S10 a task settles once, with the result of the run its newest fence paid for.
-Liveness: L1 every task ends · L3 a dead node's leases and capacity are free again · L4 a waiting
-task is asked again. And nobody honest is ever penalized.
+S3 a chain only extends · S4 equal receipts, equal balances · S5 settlements sum to zero ·
+S6 reservations within what is sold · S7 bounds · S8 no run without its buyer's award ·
+S10 a task settles once, with the result of the run its newest fence paid for.
+Liveness: L1 every task ends · L2 accounts close and receipts arrive · L3 a dead node's leases and
+capacity are free again · L4 a waiting task is asked again. And nobody honest is ever penalized.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from attrs import define
 from ledger.chain import Head, check_entry, check_link
 from ledger.errors import LedgerError
 from ledger.model import Body, Entry, Kind
+from ledger.state import fold
 from mesh.ids import PeerId, TaskId, format_task
 from mesh.market.order import State, TaskRecord
 from mesh.messages import Award, Message, Result, Settled
@@ -201,6 +203,30 @@ class Checkers:
                 if (tenancy.task, tenancy.fence) not in node.runtime.workers:
                     told = format_task(tenancy.task)
                     raise Violation("L3", f"node {node.index} never settled {told}")
+
+    def check_ledger(self, nodes: list[Node]) -> None:
+        """S3 to S5: the entries of all disks add up, in any order, and nobody honest forked."""
+        entries = [
+            Entry.decode(data)
+            for node in nodes
+            for data in (*node.disk.read().entries, *node.disk.read().foreign)
+        ]
+        accounts = fold(entries, NET)
+        if accounts != fold([*reversed(entries), *entries], NET):
+            raise Violation("S4", "the same entries give other balances in another order")
+        owed = sum(account.posted_debit for account in accounts.values())
+        earned = sum(account.posted_credit for account in accounts.values())
+        if owed != earned:
+            raise Violation("S5", f"{owed} µcr are owed and {earned} earned")
+        for key, account in accounts.items():
+            node = self._nodes.get(PeerId(key))
+            if node is None:
+                continue
+            if account.forked:
+                raise Violation("S3", f"node {node.index} forked its chain")
+            head = self._chains[node.index].head
+            if (account.posted_debit, account.pending_debit) != (head.posted, head.pending):
+                raise Violation("S4", f"node {node.index} claims other totals than its entries")
 
     def _check_accounts(self, node: Node) -> None:
         """L2: no money is pending for nothing, and each seller has the receipt of its work."""

@@ -298,6 +298,7 @@ class World:
             self._quiet_at = self.now
         elif self.now - self._quiet_at > _QUIET_S:
             self.checkers.check_quiet(self.nodes)
+            self.checkers.check_ledger(self.nodes)
             self._check_modest()
             self._is_over = True
 

@@ -84,13 +84,13 @@ class Scene:
 
     def alloc(self, plan: Plan, seller: int, fence: int = 1) -> Entry:
         """The next entry of the buyer's chain: an award to *seller*."""
-        ask = Ask(plan.order.task, fence, plan.order.work, 1, 1000, 0, 10**9, 15_000, 300)
+        ask = Ask(plan.order.task, fence, plan.order.work, 1, 1000, 0, 10**18, 15_000, 300)
         buyer = self.identities[plan.buyer]
         terms = alloc_terms(
             ask,
             seller=self.identities[seller].peer,
             buyer=buyer.peer,
-            price=1,
+            price=10**6,
             wall_ms=10**12,
             grace_ms=0,
         ).encode()
@@ -308,6 +308,30 @@ def test_money_pending_for_nothing_breaks_l2() -> None:
     scene.keep(plan.buyer, void)
     scene.checkers.check_quiet(scene.nodes)
     scene.checkers.saw_message(scene.nodes[plan.buyer], Settled(plan.order.task, 1, void.encode()))
+
+
+def test_a_fork_that_somebody_kept_breaks_s3() -> None:
+    scene = Scene()
+    plan = scene.plans[0]
+    seller = (plan.buyer + 1) % 3
+    scene.keep(plan.buyer, scene.alloc(plan, seller))
+    scene.checkers.check_ledger(scene.nodes)
+    scene.heads[plan.buyer] = Head.start(scene.nodes[plan.buyer].peer, NET)
+    fork = scene.alloc(plan, seller, fence=2)
+    scene.nodes[seller].disk.write(AppendEntry(fork.encode(), is_own=False))
+    scene.nodes[seller].disk.sync()
+    breaks("S3", lambda: scene.checkers.check_ledger(scene.nodes))
+
+
+def test_an_entry_that_its_author_does_not_count_breaks_s4() -> None:
+    scene = Scene()
+    plan = scene.plans[0]
+    seller = (plan.buyer + 1) % 3
+    scene.keep(plan.buyer, scene.alloc(plan, seller))
+    later = scene.alloc(plan, seller, fence=2)
+    scene.nodes[seller].disk.write(AppendEntry(later.encode(), is_own=False))
+    scene.nodes[seller].disk.sync()
+    breaks("S4", lambda: scene.checkers.check_ledger(scene.nodes))
 
 
 def test_blaming_an_honest_peer_is_a_violation() -> None:
