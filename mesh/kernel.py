@@ -67,6 +67,9 @@ from mesh.sansio import (
     Woken,
 )
 
+FAULTS_MAX = 64
+"""Kinds of fault that are counted apart."""
+
 
 class Kernel:
     """All state of a node. `handle` is its only mutator."""
@@ -161,6 +164,7 @@ class Kernel:
         return {
             "offers": (len(self._book.listings), self._policy.offers_max),
             "calibration": (len(self._auctioneer.calibration), scoring.BOUND),
+            "faults": (len(self.faults), FAULTS_MAX + 1),
             **self._auctioneer.sizes(),
             **self._tenancies.sizes(),
         }
@@ -287,7 +291,7 @@ class Kernel:
         try:
             heard = self._book.hear(signed, now)
         except PeerError as error:
-            self.faults[str(error)] += 1
+            self._count(error)
             return []
         if heard is None:
             return []
@@ -323,5 +327,10 @@ class Kernel:
         try:
             return act()
         except PeerError as error:
-            self.faults[str(error)] += 1
+            self._count(error)
             return [Penalize(peer, str(error))]
+
+    def _count(self, error: PeerError) -> None:
+        """Under the rule that was broken; what peers put into the rest of the text is endless."""
+        rule = str(error).partition(":")[0]
+        self.faults[rule if rule in self.faults or len(self.faults) < FAULTS_MAX else "others"] += 1

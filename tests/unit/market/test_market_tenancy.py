@@ -21,7 +21,7 @@ from market_players import (
 )
 
 from ledger import chain
-from ledger.keys import terms_message
+from ledger.keys import entry_message, terms_message
 from ledger.model import Entry, Kind, Terms
 from mesh.ids import TaskId, task_id
 from mesh.market.terms import CANCELLED, settle_terms
@@ -528,7 +528,7 @@ def test_a_closing_that_somebody_else_signed_for_us_closes_nothing(stall: Stall)
         peer_sig=accomplice.sign(terms_message(cheap)),
     )
     data = body.encode()
-    entry = Entry(data, stall.buyer.identity.sign(chain.keys.entry_message(body.id)))
+    entry = Entry(data, stall.buyer.identity.sign(entry_message(body.id)))
     chain.check_entry(entry, stall.keyring.verify)
     actions = stall.got(Settled(stall.task, 1, entry.encode()), 11.0)
     assert some(actions, Penalize)
