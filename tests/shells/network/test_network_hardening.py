@@ -32,7 +32,7 @@ from multiaddr.multiaddr import Multiaddr
 from mesh.network import hardening
 from mesh.network.gossip import TOPIC, Gossip
 from mesh.network.guard import Guard
-from mesh.network.host import build_host, from_libp2p, run_host
+from mesh.network.host import build_host, run_host
 
 LOOPBACK = Multiaddr("/ip4/127.0.0.1/tcp/0")
 ECHO = "/test/1/echo"
@@ -472,55 +472,3 @@ async def test_10_nobody_is_dialled_but_by_discovery(harness: Any, hardened: boo
     with trio.move_on_after(STOCK_S if hardened else float("inf")):
         await harness.eventually(lambda: bool(a.get_connected_peers()))
     assert bool(a.get_connected_peers()) is not hardened
-
-
-# --- beyond the ten ---------------------------------------------------------------------------
-
-
-@HARDENED
-async def test_11_a_connection_that_ends_gives_its_slot_back(harness: Any, hardened: bool) -> None:
-    a, b = await harness.host(1), await harness.host(2)
-    network: Any = a.get_network()
-    if not hardened:
-        del network.upgrade_inbound_raw_conn
-    for _ in range(2):
-        await b.connect(harness.where(a))
-        await harness.eventually(lambda: bool(a.get_connected_peers()))
-        await b.disconnect(a.get_id())
-        await harness.eventually(lambda: not a.get_connected_peers())
-    if hardened:
-        await harness.eventually(lambda: network._inbound_limiter.borrowed_tokens == 0)
-    assert network._inbound_limiter.borrowed_tokens == (0 if hardened else 2)
-
-
-async def test_12_a_peer_that_ignores_its_window_is_noticed(harness: Any) -> None:
-    """Stock yamux warns and keeps whatever comes."""
-    a, b = await pair(harness)
-
-    async def never_read(_stream: Any) -> None:
-        await trio.sleep_forever()
-
-    a.set_stream_handler(ECHO, never_read)
-    stream: Any = await b.new_stream(a.get_id(), [ECHO])
-    stream.muxed_stream.send_window = 2 * hardening.MAX_BUFFERED
-    assert hardening.overfull_peers(a) == []
-    with trio.fail_after(20):
-        for _ in range(36):
-            await stream.write(bytes(1024 * 1024))
-    await harness.eventually(lambda: hardening.overfull_peers(a) == [b.get_id()])
-
-
-async def test_a_changed_libp2p_keeps_its_stock_behaviour_and_is_counted(
-    harness: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    hardening.restore_stock()
-    monkeypatch.delattr(swarm_module, "_HAPPY_EYEBALLS_DELAY")
-    monkeypatch.delattr(YamuxStream, "_apply_autotune_epoch")
-    monkeypatch.setattr(hardening.metadata, "version", lambda _name: "0.9.0")
-    tally: Counter[str] = Counter()
-    hardening.harden_library(tally)
-    assert tally["hardening_missing"] == 3
-    assert sum("libp2p" in record.message for record in caplog.records) == 1
-    monkeypatch.undo()
-    a, _ = await pair(harness)
-    assert from_libp2p(a.get_id())
