@@ -261,8 +261,8 @@ class Auctioneer:
             return []
         assert sale.award is not None
         assert record.executor is not None
-        if now >= sale.award_until:
-            return []
+        if not sale.award_at <= now < sale.award_until:
+            return []  # the timer of a winner before, or too late
         return [Send(record.executor, sale.award), self._award_timer(task, fence, now)]
 
     def lease_due(self, task: TaskId, now: float) -> list[Action]:
@@ -422,7 +422,8 @@ class Auctioneer:
         ]
 
     def _award_timer(self, task: TaskId, fence: int, now: float) -> Action:
-        return WakeAt(now + self._policy.award_every_ms / 1000, Woken("award", task, fence))
+        at = self._sales[task].award_at = now + self._policy.award_every_ms / 1000
+        return WakeAt(at, Woken("award", task, fence))
 
     def _run(self, record: TaskRecord, reason: str) -> list[Action]:
         task = record.order.task

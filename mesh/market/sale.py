@@ -49,6 +49,8 @@ class Sale:
     """Who just lost this task."""
     granted_until: float = 0.0
     award: Award | None = None
+    award_at: float = 0.0
+    """When it is repeated next."""
     award_until: float = 0.0
     ask_at: float = 0.0
     done: Done | None = None

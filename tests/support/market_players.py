@@ -2,6 +2,7 @@
 
 A `Player` is one kernel and what its shell would have on disk; `told` makes it handle one event.
 A `Table` carries their messages and fires their timers, in order, and writes everything down.
+A `Buyer` or `Seller` is played by the test itself.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def ask(task: TaskId, **changes: object) -> Ask:
 
 def some(actions: Iterable[object], kind: type[T]) -> list[T]:
     """The actions of that kind, or the sent messages and notices of that kind."""
-    found = []
+    found: list[object] = []
     for action in actions:
         inner = action
         if isinstance(action, Send):
@@ -280,6 +281,7 @@ class Table:
         self.by_peer = {player.peer: player for player in self.players}
         self.now = 0.0
         self.is_lost: Callable[[Player, Player, Message], bool] = lambda *_: False
+        self.delay_s: Callable[[Player, Player, Message], float] = lambda *_: 0.0
         self.log: list[tuple[float, Player, Event, list[Action]]] = []
         self.runs: dict[tuple[str, TaskId, int], Run] = {}
         self.can_collect = True
@@ -353,7 +355,8 @@ class Table:
             case Send(peer, message):
                 other = self.by_peer.get(peer)
                 if other and not self.is_lost(player, other, message):
-                    self._soon(other, Received(player.peer, message))
+                    at = self.now + self.delay_s(player, other, message)
+                    self._at(at, other, Received(player.peer, message))
             case Gossip(signed):
                 for other in self.players:
                     if other is not player:

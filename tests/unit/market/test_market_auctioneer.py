@@ -332,6 +332,13 @@ def test_an_award_is_repeated_while_the_hold_may_stand(hall: Hall) -> None:
     assert hall.buyer.woken("award", hall.task, 1, POLICY.hold_ms / 1000) == []
 
 
+def test_the_next_winner_is_not_hurried_by_the_timers_of_the_first(hall: Hall) -> None:
+    award = hall.award()
+    hall.got(hall.sellers[0], hall.sellers[0].declined(award), 0.2)
+    assert hall.buyer.woken("award", hall.task, 1, 0.3) == []
+    assert timers(hall.buyer.woken("award", hall.task, 1, 0.5), "award") == [0.8]
+
+
 def test_who_accepts_runs_it_and_the_losers_are_released(hall: Hall) -> None:
     hall.award()
     actions = hall.got(hall.sellers[0], Accepted(hall.task, 1), 0.1)
