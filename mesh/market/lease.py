@@ -36,6 +36,7 @@ class Hold:
     ask: Ask
     bid: Bid
     sent_at: float
+    ends_at: float
 
 
 class Phase(Enum):

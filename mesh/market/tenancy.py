@@ -177,8 +177,8 @@ class Tenancies:
         )
         is_reserved = self.pool.reserve(ask.task, ask.work.needs)
         assert is_reserved, "the quote was for what is free"
-        self._holds[ask.task] = Hold(peer, ask, bid, now)
         ends_at = now + self._policy.hold_ms / 1000
+        self._holds[ask.task] = Hold(peer, ask, bid, sent_at=now, ends_at=ends_at)
         return [*room, Send(peer, bid), WakeAt(ends_at, Woken("hold", ask.task, ask.round))]
 
     def release(self, peer: PeerId, release: Release) -> list[Action]:
@@ -197,7 +197,8 @@ class Tenancies:
                 return []  # an old award come again; what became of it has its own answer
             return [Send(peer, Accepted(award.task, award.fence))]
         hold = self._holds.get(award.task)
-        if hold is None or hold.bid.terms != terms.encode():
+        # After a stall an award may be looked at before the timer that ends its hold.
+        if hold is None or now >= hold.ends_at or hold.bid.terms != terms.encode():
             return [self._decline(peer, award, entry, terms, "the hold had ended")]
         if award.ttl_ms < TTL_MS_MIN:
             raise PeerError("an award of a lease of absurd length")

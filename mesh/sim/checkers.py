@@ -91,12 +91,15 @@ class Checkers:
 
     # --- what nodes do --------------------------------------------------------------------------
 
-    def saw_event(self, node: Node, event: Event, actions: list[Action]) -> None:
+    def saw_arrival(self, node: Node, event: Event) -> None:
+        """Remember what each run left behind (S10), whatever the node makes of it."""
+        if isinstance(event, RunEnded) and node.peer in self._nodes:
+            self._ended[event.task, event.fence] = event.result
+
+    def saw_event(self, node: Node, actions: list[Action]) -> None:
         """S1, S6 and S7, after a node has handled an event."""
         if node.peer not in self._nodes:
             return
-        if isinstance(event, RunEnded):
-            self._ended[event.task, event.fence] = event.result
         kernel = node.kernel
         leases = kernel.leases()
         if leases != self._leases[node.index] and not node.is_catching_up:

@@ -93,7 +93,7 @@ class Faults:
         self._later(rng.choice((0.1, 3.0, 30.0)) * rng.uniform(0.5, 2.0), lambda: _start(node))
 
     def ambush(self, node: Node) -> None:
-        """*node* has just spoken: it may crash before it does anything else."""
+        """*node* has just spoken or written: it may crash before it does anything else."""
         if self._is_over or self._rng.random() >= self._stage.options.ambushes:
             return
 
@@ -103,7 +103,11 @@ class Faults:
                 self._stage.count("ambushes")
                 self._later(self._rng.uniform(0.05, 1.0), lambda: _start(node))
 
-        self._later(self._rng.choice((0.0, 0.05, 1.0)), strike)
+        wait = self._rng.choice((0.0, 0.0, 0.05, 1.0))
+        if wait:
+            self._later(wait, strike)
+        else:
+            strike()
 
     def snare(self, source: Node, target: Node, *, chances: int) -> None:
         """What *source* grants *target* may come late, and no answer come back: leases in doubt."""

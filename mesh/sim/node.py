@@ -63,6 +63,7 @@ class World(Protocol):
     def transmit(self, source: Node, target: PeerId, message: Message) -> None: ...
     def publish(self, source: Node, signed: SignedOffer) -> None: ...
     def can_reach(self, source: Node, peer: PeerId) -> bool: ...
+    def wrote(self, source: Node) -> None: ...
     def handled(self, source: Node, event: Event, actions: list[Action]) -> None: ...
     def crashed(self, source: Node, event: Event, error: Exception) -> None: ...
 
@@ -70,7 +71,8 @@ class World(Protocol):
 class Witness(Protocol):
     """Who looks on: the checkers."""
 
-    def saw_event(self, node: Node, event: Event, actions: list[Action]) -> None: ...
+    def saw_arrival(self, node: Node, event: Event) -> None: ...
+    def saw_event(self, node: Node, actions: list[Action]) -> None: ...
     def saw_message(self, node: Node, message: Message) -> None: ...
     def saw_run(self, node: Node, run: Run) -> None: ...
     def saw_durable(self, node: Node, write: Write) -> None: ...
@@ -230,9 +232,13 @@ class Node:
             self._world.crashed(self, event, error)
             return
         self._world.handled(self, event, actions)
+        self._witness.saw_arrival(self, event)
+        boot = self._boot
         for action in actions:
             self._perform(action)
-        self._witness.saw_event(self, event, actions)
+            if self._boot is not boot:
+                return  # crashed half-way
+        self._witness.saw_event(self, actions)
 
     def _perform(self, action: Action) -> None:  # one line for each kind of action
         boot = self._boot
@@ -253,6 +259,7 @@ class Node:
                 self._world.publish(self, signed)
             case PersistTask() | PersistTenancy() | ForgetTenancy() | AppendEntry():
                 self.disk.write(action)
+                self._world.wrote(self)
             case Run():
                 self._witness.saw_run(self, action)
                 boot.runtime.start(action)

@@ -194,6 +194,10 @@ class World:
         told = f"node {source.index} on {type(event).__name__}: {type(error).__name__}: {error}"
         raise Violation("crash", told) from error
 
+    def wrote(self, source: Node) -> None:
+        """A node wrote to its disk, and nothing waits for it yet."""
+        self._faults.ambush(source)
+
     def handled(self, source: Node, event: Event, actions: list[Action]) -> None:
         """Write down what happened: into the hash, the counters and the last events."""
         self._events += 1

@@ -19,7 +19,7 @@ from mesh.market.terms import alloc_terms, void_terms
 from mesh.messages import Ask, Award, Offer, Settled
 from mesh.notices import Hosted, OfferHeard
 from mesh.resources.capacity import NOTHING, Capacity
-from mesh.sansio import AppendEntry, PersistTask, PersistTenancy, Run, Started
+from mesh.sansio import AppendEntry, PersistTask, PersistTenancy, Run
 from mesh.sim.checkers import Checkers, Violation
 from mesh.sim.disk import Disk
 from mesh.sim.keyring import Keyring
@@ -80,7 +80,7 @@ class Scene:
 
     def look(self, index: int) -> None:
         """The node has handled something."""
-        self.checkers.saw_event(self.nodes[index], Started(), [cast(Any, None)])
+        self.checkers.saw_event(self.nodes[index], [cast(Any, None)])
 
     def alloc(self, plan: Plan, seller: int, fence: int = 1) -> Entry:
         """The next entry of the buyer's chain: an award to *seller*."""

@@ -74,7 +74,7 @@ MUTATIONS = (
     Mutation(
         "renewals are never answered",
         "mesh.market.auctioneer",
-        "            Send(peer, Renewed(renew.task, renew.fence, renew.seq, ttl_ms)),",
+        "            Send(peer, Renewed(renew.task, renew.fence, renew.seq, self._policy.ttl_ms)),",
         "",
         ("calm",),
         0,
@@ -110,7 +110,7 @@ MUTATIONS = (
         "mesh.market.auctioneer",
         "            PersistTask(record),\n            Send(winner, sale.award),",
         "            Send(winner, sale.award),",
-        ("S10", "crash", "honest"),
+        ("S1", "S10", "crash", "honest"),
         0,
     ),
     Mutation(
