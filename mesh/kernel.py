@@ -193,7 +193,6 @@ class Kernel:
             case Started():
                 return [
                     *self._auctioneer.start(now),
-                    *self._auctioneer.accounts_due(now),
                     *self._tenancies.start(now),
                     *self._offer_due(now),
                 ]

@@ -99,7 +99,7 @@ class Auctioneer:
         for record in list(self.records.values()):
             if not record.state.is_final:
                 actions += self._resume(record, newest.get(record.order.task, 0), now)
-        return actions
+        return [*actions, self._accounts_timer(now)]
 
     def submit(self, order: Order, now: float) -> list[Action]:
         """Admit a task and auction it at once. A known task is left as it is."""
@@ -300,9 +300,15 @@ class Auctioneer:
 
     def accounts_due(self, now: float) -> list[Action]:
         """Remind the sellers of awards that came to nothing: who does not run it declines it."""
-        again_at = now + self._policy.resend_max_ms / 1000
-        reminders = self.accounts.reminders(self._register.executors())
-        return [*reminders, WakeAt(again_at, Woken("accounts", None, 0))]
+        return [
+            *self.accounts.reminders(self._register.executors()),
+            self._accounts_timer(now),
+        ]
+
+    def _accounts_timer(self, now: float) -> Action:
+        """Never soon after a start: an award that only the ledger knows may find its hold still
+        standing, and its task with somebody else."""
+        return WakeAt(now + self._policy.resend_max_ms / 1000, Woken("accounts", None, 0))
 
     # --- supporting: rounds ---------------------------------------------------------------------
 
