@@ -15,7 +15,7 @@ import fcntl
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -142,11 +142,16 @@ class DiskBlocks:
 
     def pin(self, root: Cid, reason: str) -> None:
         """Keep *root* and all below it. Raises NotFound if any of it is not here."""
+        self.pin_all((root,), reason)
+
+    def pin_all(self, roots: Sequence[Cid], reason: str) -> None:
+        """`pin` of several, or of none of them, at the price of one wait for the disk."""
         with self._sweeping:
-            for cid in walk(root, self.get):
-                if cid_codec(cid) == RAW and not self.has(cid):
-                    raise not_here(cid)
-            self._pins.add(root, reason)
+            for root in roots:
+                for cid in walk(root, self.get):
+                    if cid_codec(cid) == RAW and not self.has(cid):
+                        raise not_here(cid)
+            self._pins.add_all(roots, reason)
 
     def unpin(self, root: Cid, reason: str) -> None:
         """Undo one `pin`. Raises NotFound where there was none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,11 +52,18 @@ class Pins:
 
     def add(self, root: Cid, reason: str) -> None:
         """Pin *root* once more for *reason*. Raises Unavailable if the disk is full."""
+        self.add_all((root,), reason)
+
+    def add_all(self, roots: Sequence[Cid], reason: str) -> None:
+        """`add` of several, or of none of them, at the price of one wait for the disk."""
+        if not roots:
+            return
+        rows = ",".join(["(?, ?, 1)"] * len(roots))  # one statement: a transaction of its own
         with self._writing():
             self._database.execute(
-                "INSERT INTO pins VALUES (?, ?, 1)"
+                f"INSERT INTO pins VALUES {rows}"  # noqa: S608  (of question marks)
                 " ON CONFLICT (root, reason) DO UPDATE SET count = count + 1",
-                (root, reason),
+                [field for root in roots for field in (root, reason)],
             )
 
     def remove(self, root: Cid, reason: str) -> None:

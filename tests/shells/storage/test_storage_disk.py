@@ -245,6 +245,16 @@ def test_only_what_is_wholly_here_can_be_pinned(store: DiskBlocks) -> None:
     assert store.pins() == ()
 
 
+def test_several_are_pinned_together_or_not_at_all(store: DiskBlocks) -> None:
+    roots = [add_bytes(store, text).cid for text in (b"a", b"b", b"b")]
+    store.pin_all(roots, "mine")
+    assert sorted(pin.count for pin in store.pins()) == [1, 2]
+    with pytest.raises(NotFound):
+        store.pin_all([roots[0], CID], "theirs")
+    store.pin_all([], "nobody's")
+    assert {pin.reason for pin in store.pins()} == {"mine"}
+
+
 def test_a_sweep_keeps_what_is_pinned_and_removes_the_rest(
     store: DiskBlocks, tmp_path: Path
 ) -> None:
