@@ -37,7 +37,7 @@ MUTATIONS = (
         "        if tenancy is None or not tenancy.is_held or now < tenancy.expires_at:",
         "        if True:",
         ("S1",),
-        0,
+        2,
     ),
     Mutation(
         "the lease counts from the award's arrival",
@@ -45,7 +45,7 @@ MUTATIONS = (
         "            expires_at=hold.sent_at + ttl / 1000,",
         "            expires_at=now + ttl / 1000,",
         ("S1",),
-        0,
+        2,
     ),
     Mutation(
         "a renewal counts from its answer",
@@ -53,7 +53,7 @@ MUTATIONS = (
         "        expires_at = asked_at + min(renewed.ttl_ms, tenancy.ttl_ms) / 1000",
         "        expires_at = now + min(renewed.ttl_ms, tenancy.ttl_ms) / 1000",
         ("S1",),
-        0,
+        5,
     ),
     Mutation(
         "a late award is accepted",
@@ -61,7 +61,7 @@ MUTATIONS = (
         "        ends_at = now + self._policy.hold_ms / 1000",
         "        ends_at = now + 60.0",
         ("S1",),
-        0,
+        18,
     ),
     Mutation(
         "the grantor does not wait for the lease to end",
@@ -77,7 +77,7 @@ MUTATIONS = (
         "            Send(peer, Renewed(renew.task, renew.fence, renew.seq, self._policy.ttl_ms)),",
         "",
         ("calm",),
-        0,
+        14,
     ),
     Mutation(
         "the fence does not rise",
@@ -87,15 +87,15 @@ MUTATIONS = (
         "        record = evolve(record, state=State.ASKING, round=max(1, record.round),"
         ' reason="auction open")',
         ("crash", "honest", "S10"),
-        0,
+        2,
     ),
     Mutation(
         "the effects of an old fence count",
         "mesh.market.register",
         "        if record is None or record.fence != fence or record.executor != peer:",
         "        if record is None:",
-        ("S10", "crash"),
-        0,
+        ("S1", "S10", "crash"),
+        2,
     ),
     Mutation(
         "a waiting task is not asked again",
@@ -103,7 +103,7 @@ MUTATIONS = (
         '            WakeAt(sale.ask_at, Woken("ask", task, record.round)),',
         "",
         ("L4", "L1"),
-        0,
+        1,
     ),
     Mutation(
         "an award is not on disk before it is sent",
@@ -111,7 +111,7 @@ MUTATIONS = (
         "            PersistTask(record),\n            Send(winner, sale.award),",
         "            Send(winner, sale.award),",
         ("S1", "S10", "crash", "honest"),
-        0,
+        82,
     ),
     Mutation(
         "a receipt is sent before it is durable",
@@ -128,7 +128,7 @@ MUTATIONS = (
         "            terms = Terms.decode(body.terms)",
         "            body = entry.content\n            terms = Terms.decode(body.terms)",
         ("S8",),
-        0,
+        4,
     ),
     Mutation(
         "capacity is never given back",
@@ -144,7 +144,7 @@ MUTATIONS = (
         "        if len(self._listings) > self._policy.offers_max:",
         "        if False:",
         ("S7",),
-        0,
+        4,
     ),
 )
 
