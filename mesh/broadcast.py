@@ -40,8 +40,9 @@ class Broadcast:
                 self.tally["notices_missed"] += 1
 
     def close(self) -> None:
-        """End every watch: the node stops."""
-        for watcher in self._watchers:
+        """End every watch: the node stops. What is published from now on reaches nobody."""
+        watchers, self._watchers = self._watchers, {}
+        for watcher in watchers:
             watcher.close()
 
     @asynccontextmanager
@@ -57,6 +58,6 @@ class Broadcast:
         try:
             yield receive
         finally:
-            del self._watchers[send]
+            self._watchers.pop(send, None)
             send.close()
             receive.close()

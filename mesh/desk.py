@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
+from itertools import count, islice
 from pathlib import Path
 from time import time_ns
 from typing import TypeVar
 
 import trio
-from attrs import frozen
+from attrs import define, field, frozen
 
 from ledger import audit
 from ledger.chain import Head
@@ -17,9 +18,10 @@ from ledger.keys import entry_message, terms_message, verify
 from ledger.model import INPUTS_MAX, Entry, Kind
 from ledger.store import Store
 from mesh.api.door import BidRequest, Finding, NodeView, Numbered, PeerView, ReceiptView
+from mesh.api.faults import Closed
 from mesh.broadcast import Broadcast
 from mesh.driver import Driver
-from mesh.errors import Exhausted, MeshError, NotFound, Refused, Unavailable
+from mesh.errors import Corruption, Exhausted, MeshError, NotFound, Refused, Unavailable
 from mesh.ids import (
     RAW,
     Cid,
@@ -47,8 +49,25 @@ from mesh.storage.disk import DiskBlocks, room_under
 TIER = "T0: no seller is owed more than the line it set; balances are sums, not spendable credit"
 PRICE_MAX = 2**53
 STDOUT_MAX = 1 << 20
+DEADLINE_MS_MAX = 10 * 366 * 86_400_000
+TEXT_MAX = 512
+"""Characters of a text that peers and our own journal read back."""
 ADMISSION_S = 10.0
+PREPARATIONS_MAX = 2
+"""Modules, of up to 64 MiB each, that are looked at in memory at a time."""
+AUDITS_MAX = 2
+AUDIT_ENTRIES_MAX = 100_000
+"""Entries that an audit holds in memory: a few hundred megabytes."""
 T = TypeVar("T")
+
+
+@define(eq=False)
+class _Uploads:
+    """Files on their way into the blocks: where they lie meanwhile, and how much they are."""
+
+    bytes_max: int
+    bytes: int = 0
+    names: Iterator[int] = field(factory=count)
 
 
 @frozen
@@ -62,13 +81,28 @@ class Desk:
     workshop: Workshop
     network: Network
     blocks: DiskBlocks
+    quota: int
     ledger: Store
-    ledger_limiter: trio.CapacityLimiter
+    """For reading alone, with a connection of its own: who reads for long holds up no commit."""
     scratch: Path
     agent: str
     started_at: float
     doors: list[Callable[[], Mapping[str, int]]]
     """Where the doors, opened later than this desk, tell their counters."""
+    _uploads: _Uploads = field(init=False)
+    _reading: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
+    _preparing: trio.CapacityLimiter = field(
+        factory=lambda: trio.CapacityLimiter(PREPARATIONS_MAX), init=False
+    )
+    _auditing: trio.CapacityLimiter = field(
+        factory=lambda: trio.CapacityLimiter(AUDITS_MAX), init=False
+    )
+    _rerunning: trio.Lock = field(factory=trio.Lock, init=False)
+    """One at a time: a worker beside those of the tasks sold is theirs."""
+
+    @_uploads.default
+    def _no_uploads(self) -> _Uploads:
+        return _Uploads(self.quota)
 
     # --- tasks ----------------------------------------------------------------------------------
 
@@ -81,7 +115,7 @@ class Desk:
         if why_full:
             raise Exhausted(why_full, "wait for some to end, or use another node")
         check_request(request)
-        work = await trio.to_thread.run_sync(self._prepare, task, request)
+        work = await trio.to_thread.run_sync(self._prepare, task, request, limiter=self._preparing)
         order = Order(
             task=task,
             name=request.name,
@@ -94,7 +128,10 @@ class Desk:
         async with self.broadcast.follow(task) as notices:
             await self.driver.post(Submitted(order))
             with trio.move_on_after(ADMISSION_S) as waiting:
-                await notices.receive()
+                try:
+                    await notices.receive()
+                except trio.EndOfChannel:
+                    raise Closed from None
         if waiting.cancelled_caught:
             raise Unavailable("the node is too busy to admit a task; ask again")
         return task
@@ -234,26 +271,51 @@ class Desk:
         return [view_of(entry) for entry in entries]
 
     async def audit(self, task: TaskId | None, rerun: bool) -> AsyncIterator[Finding]:
-        """Check signatures, chain, amounts and totals; with *rerun* run the tasks again."""
-        entries = await self._in_ledger(lambda: list(self.ledger.entries()))
-        by_id = {entry.id: entry for entry in entries}
-        own = (self.kernel.identity.peer,)
-        found = await trio.to_thread.run_sync(lambda: list(audit.findings(entries, whole=own)))
-        for finding in found:
-            about = by_id.get(finding.entry_id)
-            subject = TaskId(about.content.deal.nonce) if about else None
-            if task is None or subject == task or not finding.is_good:
-                yield Finding(
-                    entry=EntryId(finding.entry_id) if about else None,
-                    task=subject,
-                    check=finding.check,
-                    is_good=finding.is_good,
-                    detail=finding.detail,
-                )
-        if rerun:
-            for record in [self.task(task)] if task else self.tasks():
-                if record.settle is not None:
-                    yield await self._rerun(record, by_id)
+        """Check signatures, chain, amounts and totals; with *rerun* run the tasks again.
+
+        Raises Exhausted where too many are at it, or the ledger is too long for this.
+        """
+        with self._place_for_audit():
+            entries = await self._in_ledger(self._all_entries)
+            by_id = {entry.id: entry for entry in entries}
+            own = (self.kernel.identity.peer,)
+            found = await trio.to_thread.run_sync(lambda: list(audit.findings(entries, whole=own)))
+            for finding in found:
+                about = by_id.get(finding.entry_id)
+                subject = TaskId(about.content.deal.nonce) if about else None
+                if task is None or subject == task or not finding.is_good:
+                    yield Finding(
+                        entry=EntryId(finding.entry_id) if about else None,
+                        task=subject,
+                        check=finding.check,
+                        is_good=finding.is_good,
+                        detail=finding.detail,
+                    )
+            if rerun:
+                for record in [self.task(task)] if task else self.tasks():
+                    if record.settle is not None:
+                        yield await self._rerun(record, by_id)
+
+    @contextmanager
+    def _place_for_audit(self) -> Iterator[None]:
+        me = object()
+        try:
+            self._auditing.acquire_on_behalf_of_nowait(me)
+        except trio.WouldBlock:
+            raise Exhausted(f"{AUDITS_MAX} audits are going on already", "try again soon") from None
+        try:
+            yield
+        finally:
+            self._auditing.release_on_behalf_of(me)
+
+    def _all_entries(self) -> list[Entry]:
+        entries = list(islice(self.ledger.entries(), AUDIT_ENTRIES_MAX + 1))
+        if len(entries) > AUDIT_ENTRIES_MAX:
+            raise Exhausted(
+                f"the ledger has more than the {AUDIT_ENTRIES_MAX:,} entries of one audit here",
+                "audit a copy of the file with more memory: ledger.audit",
+            )
+        return entries
 
     async def _rerun(self, record: TaskRecord, entries: dict[bytes, Entry]) -> Finding:
         """Run a settled task once more, and compare all that its bill rests on."""
@@ -267,9 +329,12 @@ class Desk:
             is_good, detail = False, "its receipt is not in the ledger"
         else:
             try:
-                again = await self.workshop.execute(
-                    order.work, None, f"audit-{order.task.hex()}", lambda _: None
-                )
+                async with self._rerunning:
+                    again = await self.workshop.execute(
+                        order.work, None, f"audit-{order.task.hex()}", lambda _: None
+                    )
+            except Corruption:
+                raise
             except MeshError as error:
                 is_good, detail = False, f"could not be run again: {error}"
             else:
@@ -285,7 +350,7 @@ class Desk:
         return Finding(record.settle, order.task, "rerun", is_good, detail)
 
     async def _in_ledger(self, read: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(read, limiter=self.ledger_limiter)
+        return await trio.to_thread.run_sync(read, limiter=self._reading)
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -294,17 +359,30 @@ class Desk:
 
         Raises Refused above the quota, Unavailable where the disk is full.
         """
-        path = self.scratch / f"upload-{time_ns()}"
+        path = self.scratch / f"upload-{next(self._uploads.names)}"
+        length = 0
         try:
             with room_under(self.scratch):
                 async with await trio.open_file(path, "wb") as file:
                     async for chunk in chunks:
+                        length += len(chunk)
+                        self._count_upload(len(chunk))
                         await file.write(chunk)
                 link = await trio.to_thread.run_sync(files.add_path, self.blocks, path)
         finally:
+            self._uploads.bytes -= length
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(lambda: path.unlink(missing_ok=True))
         return link.cid
+
+    def _count_upload(self, length: int) -> None:
+        """All uploads together lie beside the store, and never exceed what it may hold."""
+        self._uploads.bytes += length
+        if self._uploads.bytes > self._uploads.bytes_max:
+            raise Exhausted(
+                f"uploads exceed the store's quota of {self.quota:,} bytes",
+                "raise storage.quota, or send less at a time",
+            )
 
     async def get_file(self, cid: Cid, path: str) -> AsyncIterator[bytes]:
         """The bytes of the file at *path* ("" for the CID itself). Raises NotFound."""
@@ -332,12 +410,16 @@ def check_request(request: BidRequest) -> None:
         )
     if request.deadline_ms < 100:
         raise Refused("deadline: is less than 0.1 s away", "mesh submit --deadline 10m")
+    if request.deadline_ms > DEADLINE_MS_MAX:
+        raise Refused("deadline: is more than ten years away", "mesh submit --deadline 10m")
     if not 10 <= request.cpu_milli <= 1_000_000:
         raise Refused("cpus: must be between 0.01 and 1000")
     if len(request.inputs) > INPUTS_MAX:
         raise Refused(f"inputs: at most {INPUTS_MAX}", "put them into one folder")
     if len(request.name) > 128 or len(request.features) > 16:
         raise Refused("name or features: too long")
+    if any(len(feature) > TEXT_MAX for feature in request.features):
+        raise Refused(f"features: at most {TEXT_MAX} characters each")
 
 
 def view_of(entry: Entry) -> ReceiptView:

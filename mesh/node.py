@@ -7,12 +7,14 @@ Down: runs given up with their reason, doors, sandbox, network, files.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
 import shutil
 import signal
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -22,11 +24,11 @@ from secrets import randbits
 from time import time_ns
 
 import trio
-from attrs import evolve, frozen
+from attrs import define, evolve, field, frozen
 
 import mesh
-from ledger.chain import Head
-from ledger.errors import LedgerError
+from ledger.errors import BadEntry, BrokenChain, LedgerError
+from ledger.model import Entry, Kind
 from ledger.store import Store
 from mesh import codec
 from mesh.api.monitor import open_monitor
@@ -35,17 +37,18 @@ from mesh.broadcast import Broadcast
 from mesh.config import Config
 from mesh.desk import Desk, earned_by
 from mesh.driver import Driver
-from mesh.errors import ConfigError, MeshError, NotFound, PeerError, Unavailable
+from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Unavailable
 from mesh.identity.keys import NodeKey, identity, load, load_or_create
 from mesh.ids import PeerId, format_peer
 from mesh.kernel import Kernel
-from mesh.market.accounts import open_allocs, recent_closings
+from mesh.market.accounts import CLOSINGS_MAX, Key, open_allocs
 from mesh.market.bidding import Shop
+from mesh.market.order import TaskRecord
 from mesh.market.policy import Policy
 from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
 from mesh.network.network import BLOCKS, Network, NetworkConfig, open_network
 from mesh.paths import Home
-from mesh.performer import Performer, hosted_pin, task_pin
+from mesh.performer import Performer
 from mesh.resources.probe import Probe, ThisMachine, watch
 from mesh.runtime.execution import Workshop
 from mesh.runtime.supervisor import open_supervisor
@@ -54,6 +57,7 @@ from mesh.sim.replay import Facts, write_black_box
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.journal import Journal, open_journal
 from mesh.storage.transfer import serve
+from mesh.upkeep import advertise, sweep
 
 _log = logging.getLogger("mesh.node")
 
@@ -62,12 +66,20 @@ NET = b"mesh/1\0\0"
 SPEED = 500_000
 """Fuel per ms and core that a node claims before its own runs have corrected it."""
 LEAVE_S = 2.0
-ADVERTISE_AFTER_S = 5.0
-ADVERTISE_EVERY_S = 600.0
-SWEEP_EVERY_S = 600.0
-SWEEP_GRACE_S = 3_600.0
+SERVING_MAX = 4
+"""Threads that peers' requests for blocks may occupy."""
+
+_ROOM = "free some of its disk, then start again: nothing acknowledged is lost"
 
 Announce = Callable[[Mapping[str, object]], None]
+
+
+class Stopped(Unavailable):
+    """The node had to stop: why, and the way out."""
+
+    def __init__(self, why: str, hint: str) -> None:
+        super().__init__(why)
+        self.hint = hint
 
 
 def main(config: Config, home: Home, *, announce: Announce) -> int:
@@ -96,10 +108,12 @@ def _first(error: BaseException) -> BaseException:
 def _told(error: BaseException) -> BaseException:
     """*error* as a person is to read it, where a person can mend it."""
     match error:
+        case BadEntry() | BrokenChain():
+            return error  # of what we made ourselves: a bug
         case LedgerError():
-            return Unavailable(f"the ledger: {error}")
+            return Stopped(f"the ledger: {error.reason}", error.hint)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return Unavailable("the disk is full: free some of it, or move MESH_HOME")
+            return Stopped("the disk is full", f"{_ROOM}; or move MESH_HOME")
         case _:
             return error
 
@@ -121,7 +135,7 @@ async def _run(config: Config, home: Home, announce: Announce) -> None:
             await _serve(config, home, files, kernel, driver, announce)
         except BaseExceptionGroup as group:
             expected = MeshError | KeyboardInterrupt
-            if not any(isinstance(_told(leaf), expected) for leaf in _leaves(group)):
+            if not all(isinstance(_told(leaf), expected) for leaf in _leaves(group)):
                 _record_crash(home, facts, driver)
             raise
 
@@ -135,6 +149,8 @@ class _Files:
     key_path: Path
     journal: Journal
     ledger: Store
+    reader: Store
+    """The same file, for whoever reads for long."""
     blocks: DiskBlocks
     scratch: Path
     epoch: int
@@ -142,23 +158,53 @@ class _Files:
 
 @contextmanager
 def _open_files(config: Config, home: Home) -> Iterator[_Files]:
+    with ExitStack() as stack:
+        try:
+            files = _open_all(config, home, stack)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ConfigError(
+                "MESH_HOME", f"{error.filename}: {error.strerror}", "mend it, or choose another"
+            ) from None
+        yield files
+
+
+def _open_all(config: Config, home: Home, stack: ExitStack) -> _Files:
     for folder in (home.state, home.data, home.run):
         _make_private(folder)
     key_path = Path(config.identity.key_file) if config.identity.key_file else home.key_file
     is_new_key = not config.identity.key_file and not key_path.exists()
     key = load(key_path) if config.identity.key_file else load_or_create(key_path)
+    blocks = DiskBlocks(home.data / "blocks", config.storage.quota)
+    stack.callback(blocks.close)
+    stack.callback(os.close, _lock(key_path))
     scratch = home.data / "scratch"
-    with ExitStack() as stack:
-        blocks = DiskBlocks(home.data / "blocks", config.storage.quota)
-        stack.callback(blocks.close)
-        shutil.rmtree(scratch, ignore_errors=True)  # ours alone: the store's lock is held
-        _make_private(scratch)
-        blocks.put(EMPTY_FILE, b"")  # what most runs leave: never worth a fetch
-        blocks.put(EMPTY_DIR, EMPTY_DIR_BLOCK)
-        journal = stack.enter_context(open_journal(home.state / "node.sqlite"))
-        ledger = stack.enter_context(Store.open(home.state / "ledger.sqlite"))
-        epoch = journal.next_epoch()
-        yield _Files(key, is_new_key, key_path, journal, ledger, blocks, scratch, epoch)
+    shutil.rmtree(scratch, ignore_errors=True)  # ours alone: the store's lock is held
+    _make_private(scratch)
+    blocks.put(EMPTY_FILE, b"")  # what most runs leave: never worth a fetch
+    blocks.put(EMPTY_DIR, EMPTY_DIR_BLOCK)
+    journal = stack.enter_context(open_journal(home.state / "node.sqlite"))
+    ledger, reader = [
+        stack.enter_context(Store.open(home.state / "ledger.sqlite")) for _ in range(2)
+    ]
+    epoch = journal.next_epoch()
+    return _Files(key, is_new_key, key_path, journal, ledger, reader, blocks, scratch, epoch)
+
+
+def _lock(key_path: Path) -> int:
+    """Two nodes with one key would fork its chain: on one machine the second is turned away."""
+    descriptor = os.open(key_path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            "identity.key_file", f"another node runs with {key_path}", "give each a key of its own"
+        ) from None
+    except OSError as error:
+        _log.warning("%s cannot be locked: %s", key_path, error)
+    return descriptor
 
 
 def _make_private(folder: Path) -> None:
@@ -189,28 +235,54 @@ def _gather(config: Config, home: Home, files: _Files) -> Facts:
         features=("wasm",) if config.sell.enabled else (),
         agent=_agent(),
     )
-    own = list(files.ledger.chain(files.key.peer))
+    allocs, closings = _read_chain(files)
     return Facts(
         peer=files.key.peer,
         policy=policy,
         seed=randbits(64),
-        head=Head.after(own[-1]) if own else Head.start(files.key.peer, NET),
-        records=tuple(files.journal.tasks(policy.tasks_ended_max)),
+        head=files.ledger.head(files.key.peer, NET),
+        records=tuple(
+            _as_paid(record, allocs) for record in files.journal.tasks(policy.tasks_ended_max)
+        ),
         tenancies=tuple(files.journal.tenancies()),
-        allocs=tuple(entry.encode() for entry in open_allocs(own).values()),
-        closings=tuple(entry.encode() for entry in recent_closings(own)),
+        allocs=tuple(entry.encode() for entry in allocs.values()),
+        closings=tuple(entry.encode() for entry in closings),
         epoch=files.epoch,
         epoch_ms=time_ns() // 10**6 - int(trio.current_time() * 1000),
         shop=shop,
     )
 
 
+def _read_chain(files: _Files) -> tuple[Mapping[Key, Entry], deque[Entry]]:
+    """Our awards that nothing has closed, and the newest closings: one pass, however long it is."""
+    closings: deque[Entry] = deque(maxlen=CLOSINGS_MAX)
+
+    def passing() -> Iterator[Entry]:
+        for entry in files.ledger.chain(files.key.peer):
+            if entry.content.kind is not Kind.ALLOC:
+                closings.append(entry)
+            yield entry
+
+    return open_allocs(passing()), closings
+
+
+def _as_paid(record: TaskRecord, allocs: Mapping[Key, Entry]) -> TaskRecord:
+    """A record that was written just before the payment that it tells of, and the payment not."""
+    if record.settle is None or (record.order.task, record.fence) not in allocs:
+        return record
+    return evolve(record, settle=None, amount=0)
+
+
 def _record_crash(home: Home, facts: Facts, driver: Driver) -> None:
     """Leave what `mesh sim --replay` takes."""
     path = home.state / f"crash-{facts.epoch}.jsonl"
-    with path.open("w") as file:
-        for line in write_black_box(facts, driver.black_box, dropped=driver.forgotten):
-            file.write(line + "\n")
+    try:
+        with path.open("w") as file:
+            for line in write_black_box(facts, driver.black_box, dropped=driver.forgotten):
+                file.write(line + "\n")
+    except OSError as error:
+        sys.stderr.write(f"the node crashed, and its last events cannot be kept: {error}\n")
+        return
     sys.stderr.write(f"the node crashed; its last events: mesh sim --replay {path}\n")
 
 
@@ -218,19 +290,20 @@ async def _serve(
     config: Config, home: Home, files: _Files, kernel: Kernel, driver: Driver, announce: Announce
 ) -> None:
     async with AsyncExitStack() as stack:
-        network = await stack.enter_async_context(_join(config, home, files, driver))
+        alarm = _Alarm()
+        network = await stack.enter_async_context(_join(config, home, files, driver, alarm))
         supervisor = await stack.enter_async_context(
             open_supervisor(home.data / "runtime", workers_max=max(1, kernel.sold().slots) + 1)
         )
         nursery = await stack.enter_async_context(trio.open_nursery())
-        broadcast, limiter = Broadcast(), trio.CapacityLimiter(1)
+        broadcast = Broadcast()
         performer = Performer(
             driver=driver,
             network=network,
             blocks=files.blocks,
             journal=files.journal,
             ledger=files.ledger,
-            ledger_limiter=limiter,
+            records=kernel.records,
             broadcast=broadcast,
             nursery=nursery,
         )
@@ -245,17 +318,18 @@ async def _serve(
             workshop=workshop,
             network=network,
             blocks=files.blocks,
-            ledger=files.ledger,
-            ledger_limiter=limiter,
+            quota=config.storage.quota,
+            ledger=files.reader,
             scratch=files.scratch,
             agent=_agent(),
             started_at=trio.current_time(),
             doors=[],
         )
+        nursery.start_soon(alarm.heard)
         nursery.start_soon(performer.gossip)
-        nursery.start_soon(_sweep, files.blocks, kernel)
+        nursery.start_soon(sweep, files.blocks, kernel)
         nursery.start_soon(watch, Probe(ThisMachine(), trio.current_time), driver.post)
-        nursery.start_soon(_advertise, network, kernel)
+        nursery.start_soon(advertise, network, kernel)
         nursery.start_soon(
             partial(driver.drive, persist=performer.persist, perform=performer.perform)
         )
@@ -277,9 +351,26 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
+@define(eq=False)
+class _Alarm:
+    """How a task that is not ours, and would keep an error to itself, ends the node."""
+
+    error: MeshError | None = None
+    _rung: trio.Event = field(factory=trio.Event)
+
+    def ring(self, error: MeshError) -> None:
+        self.error = self.error or error
+        self._rung.set()
+
+    async def heard(self) -> None:
+        await self._rung.wait()
+        assert self.error is not None
+        raise self.error
+
+
 @asynccontextmanager
 async def _join(
-    config: Config, home: Home, files: _Files, driver: Driver
+    config: Config, home: Home, files: _Files, driver: Driver, alarm: _Alarm
 ) -> AsyncIterator[Network]:
     """The network, its frames and offers posted to the driver."""
     met: list[Network] = []
@@ -300,8 +391,14 @@ async def _join(
         except PeerError as error:
             blame(peer, error)
 
+    serving = trio.CapacityLimiter(SERVING_MAX)
+
     async def serve_blocks(peer: PeerId, request: bytes) -> bytes:
-        return await trio.to_thread.run_sync(serve, files.blocks, request)
+        try:
+            return await trio.to_thread.run_sync(serve, files.blocks, request, limiter=serving)
+        except Corruption as error:
+            alarm.ring(error)
+            raise Unavailable("its store is damaged") from None  # where it lies is our affair
 
     settings = config.network
     family = "ip6" if ":" in settings.listen_host else "ip4"
@@ -329,9 +426,9 @@ def _read_psk(path: str) -> str | None:
         return None
     try:
         return Path(path).read_text().strip()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            "network.psk_file", f"{path}: {error.strerror}", "name a file with 64 hex digits"
+            "network.psk_file", f"{path}: {error}", "name a file with 64 hex digits"
         ) from None
 
 
@@ -364,48 +461,20 @@ def _write_facts(home: Home, facts: Mapping[str, object]) -> None:
     draft.replace(home.facts)
 
 
-async def _advertise(network: Network, kernel: Kernel) -> None:
-    """Be found in the DHT by what this node can do."""
-    while True:
-        await trio.sleep(ADVERTISE_AFTER_S)
-        for feature in kernel.offer.features if kernel.offer else ():
-            try:
-                await network.provide(feature)
-            except MeshError as error:
-                _log.info("not listed under %s: %s", feature, error)
-        await trio.sleep(ADVERTISE_EVERY_S)
-
-
-async def _sweep(blocks: DiskBlocks, kernel: Kernel) -> None:
-    """Drop what nobody needs any more: unpin it now, remove it when it has lain for a while."""
-    while True:
-        needed = {task_pin(task) for task in kernel.records}
-        needed |= {hosted_pin(task) for task in kernel.answers_for()}
-        try:
-            await trio.to_thread.run_sync(_unpin_all_but, blocks, needed)
-            await trio.to_thread.run_sync(blocks.sweep, SWEEP_GRACE_S, trio.current_time())
-        except NotFound as error:
-            _log.warning("a pinned file is gone, so nothing is removed: %s", error)
-        await trio.sleep(SWEEP_EVERY_S)
-
-
-def _unpin_all_but(blocks: DiskBlocks, needed: set[str]) -> None:
-    for pin in blocks.pins():
-        if pin.reason not in needed:
-            for _ in range(pin.count):
-                blocks.unpin(pin.root, pin.reason)
-
-
 async def _until_told(performer: Performer) -> None:
     """Wait for a signal; give up what runs here, so that others take it at once."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            break
-        if not await performer.give_up("its executor leaves the mesh"):
-            return
-        with trio.move_on_after(LEAVE_S):  # for the last messages to get out
-            async for _ in signals:  # the second one: at once
-                break
+        await anext(signals)
+        async with trio.open_nursery() as leaving:
+            leaving.start_soon(_leave, performer, leaving.cancel_scope)
+            await anext(signals)  # the second one: at once
+            leaving.cancel_scope.cancel()
+
+
+async def _leave(performer: Performer, waiting: trio.CancelScope) -> None:
+    if await performer.give_up("its executor leaves the mesh"):
+        await trio.sleep(LEAVE_S)  # for the last messages to get out
+    waiting.cancel()
 
 
 def _agent() -> str:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import assert_never
 
 import trio
+from attrs import define, field
 
 from ledger.model import Entry, Kind
 from ledger.store import Store
 from mesh import codec
 from mesh.broadcast import Broadcast
 from mesh.driver import Driver, Durable
-from mesh.errors import Corruption, MeshError, Unavailable
-from mesh.ids import Cid, PeerId, TaskId, format_task
+from mesh.errors import Corruption, MeshError, PeerError, Unavailable
+from mesh.ids import Cid, PeerId, TaskId, format_task, short_peer
+from mesh.market.order import TaskRecord
 from mesh.network.network import BLOCKS, Network
 from mesh.notices import Hosted
-from mesh.runtime.execution import Workshop
+from mesh.runtime.execution import Gate, Workshop
 from mesh.sansio import (
     Action,
     AppendEntry,
@@ -40,7 +43,7 @@ from mesh.sansio import (
     WakeAt,
 )
 from mesh.storage.disk import DiskBlocks
-from mesh.storage.journal import Journal
+from mesh.storage.journal import Journal, Write
 from mesh.storage.transfer import Tally, fetch
 
 REQUEST_S = 20.0
@@ -48,6 +51,19 @@ AWAY_S = 30.0
 """A buyer that cannot be reached for so long has no inputs for us."""
 AGAIN_S = 0.5
 BLOCKS_MAX = 1 << 20
+FETCH_S = 60.0
+RATE_MIN = 64 << 10
+"""Bytes/s, after `FETCH_S`: who sends slower would hold our capacity for nothing."""
+STREAMS_MAX = 8 << 20
+"""Bytes of a task's stdout or stderr with room to spare."""
+
+
+@define(eq=False)
+class _Hosting:
+    """A run of ours that has not ended."""
+
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    gate: Gate = field(factory=Gate)
 
 
 class Performer:
@@ -61,7 +77,7 @@ class Performer:
         blocks: DiskBlocks,
         journal: Journal,
         ledger: Store,
-        ledger_limiter: trio.CapacityLimiter,
+        records: Mapping[TaskId, TaskRecord],
         broadcast: Broadcast,
         nursery: trio.Nursery,
     ) -> None:
@@ -75,31 +91,38 @@ class Performer:
         self._blocks = blocks
         self._journal = journal
         self._ledger = ledger
-        self._ledger_limiter = ledger_limiter
+        self._records = records
+        self._disk = trio.CapacityLimiter(1)  # its own: no reader or peer may hold up a commit
         self._broadcast = broadcast
         self._nursery = nursery
-        self._runs: dict[tuple[TaskId, int], trio.CancelScope] = {}
+        self._runs: dict[tuple[TaskId, int], _Hosting] = {}
         self._offers, self._offers_out = trio.open_memory_channel[bytes](1)
 
     async def persist(self, writes: Sequence[Durable]) -> None:
-        """Make *writes* durable: money first, so that no task is settled without its receipt."""
-        entries = [write for write in writes if isinstance(write, AppendEntry)]
-        records = [write for write in writes if not isinstance(write, AppendEntry)]
-        if entries:
-            await trio.to_thread.run_sync(self._append, entries, limiter=self._ledger_limiter)
-        if records:
-            await trio.to_thread.run_sync(self._journal.commit, records)
+        """Make *writes* durable, in the order that a crash between two of our files can do least.
 
-    def _append(self, writes: Sequence[AppendEntry]) -> None:
-        own = [Entry.decode(write.entry) for write in writes if write.is_own]
-        others = [Entry.decode(write.entry) for write in writes if not write.is_own]
+        Others' entries first: an account is forgotten only when its receipt is here. Our own last:
+        where a record says "paid" and the chain does not yet, the seller asks again and is paid;
+        the reverse would be a task that is run, and paid, once more.
+        """
+        entries = [write for write in writes if isinstance(write, AppendEntry)]
+        others = [Entry.decode(write.entry) for write in entries if not write.is_own]
+        own = [Entry.decode(write.entry) for write in entries if write.is_own]
+        records = [write for write in writes if not isinstance(write, AppendEntry)]
+        await trio.to_thread.run_sync(self._write, others, records, own, limiter=self._disk)
+
+    def _write(
+        self, others: Sequence[Entry], records: Sequence[Write], own: Sequence[Entry]
+    ) -> None:
+        if others:
+            new = {entry.id: entry for entry in others if self._ledger.entry(entry.id) is None}
+            self._ledger.add(others)
+            settled = [each.content for each in new.values() if each.content.kind is Kind.SETTLE]
+            self.earned += sum(body.deal.amount for body in settled)
+        if records:
+            self._journal.commit(records)
         if own:
             self._ledger.append_own(own)
-        if others:
-            self._ledger.add(others)
-        for entry in others:
-            if entry.content.kind is Kind.SETTLE:
-                self.earned += entry.content.deal.amount
 
     def perform(self, action: Action) -> None:
         match action:
@@ -108,16 +131,17 @@ class Performer:
                     self.tally["sends_dropped"] += 1
             case Gossip(signed):
                 self._gossip(codec.encode_signed_offer(signed))
-            case Run():
-                self._nursery.start_soon(self._run, action)
+            case Run(task, fence):
+                assert (task, fence) not in self._runs, action
+                self._runs[task, fence] = hosting = _Hosting()  # now: a StopRun may come next
+                self._nursery.start_soon(self._run, action, hosting)
             case PauseRun(task, fence):
-                self._workshop.supervisor.pause(_key(task, fence))
+                self._pause(task, fence)
             case ContinueRun(task, fence):
-                self._workshop.supervisor.resume(_key(task, fence))
+                self._continue(task, fence)
             case StopRun(task, fence):
-                scope = self._runs.get((task, fence))
-                if scope:
-                    scope.cancel()
+                if hosted := self._runs.get((task, fence)):
+                    hosted.scope.cancel()
             case Collect():
                 self._nursery.start_soon(self._collect, action)
             case Penalize(peer, reason):
@@ -139,7 +163,9 @@ class Performer:
             except MeshError:
                 self.tally["offers_unsaid"] += 1
 
-    async def fetch(self, peer: PeerId, root: Cid, bytes_max: int) -> None:
+    async def fetch(
+        self, peer: PeerId, root: Cid, bytes_max: int, tally: Tally | None = None
+    ) -> None:
         """Bring a DAG from *peer* into our blocks. Raises MeshError."""
 
         async def request(payload: bytes) -> bytes:
@@ -151,7 +177,7 @@ class Performer:
             request,
             bytes_max=bytes_max,
             blocks_max=BLOCKS_MAX,
-            tally=self.transfers,
+            tally=tally or self.transfers,
         )
 
     async def bring(self, buyer: PeerId, root: Cid, bytes_max: int) -> None:
@@ -160,20 +186,26 @@ class Performer:
         Raises MeshError.
         """
         until = trio.current_time() + AWAY_S
-        while True:
-            try:
-                return await self.fetch(buyer, root, bytes_max)
-            except Unavailable:
-                if trio.current_time() >= until:
-                    raise
-            self.tally["fetches_repeated"] += 1
-            await trio.sleep(AGAIN_S)
+        with _in_time(buyer, bytes_max):
+            while True:
+                tally = Tally()
+                try:
+                    return await self.fetch(buyer, root, bytes_max, tally)
+                except (Unavailable, PeerError):  # who is killed leaves half an answer
+                    if tally.blocks:
+                        until = trio.current_time() + AWAY_S
+                    if trio.current_time() >= until:
+                        raise
+                finally:
+                    _add(self.transfers, tally)
+                self.tally["fetches_repeated"] += 1
+                await trio.sleep(AGAIN_S)
 
     async def give_up(self, reason: str) -> int:
         """Stop every run here by no fault of its task; how many there were."""
         runs = list(self._runs.items())
-        for (task, fence), scope in runs:
-            scope.cancel()
+        for (task, fence), hosting in runs:
+            hosting.scope.cancel()
             await self._driver.post(RunLost(task, fence, reason))
         return len(runs)
 
@@ -189,16 +221,28 @@ class Performer:
             self._offers_out.receive_nowait()
             self._offers.send_nowait(data)
 
-    async def _run(self, run: Run) -> None:
+    def _pause(self, task: TaskId, fence: int) -> None:
+        """Wherever the run is: before its start it is held back, after it it is stopped."""
+        if hosting := self._runs.get((task, fence)):
+            hosting.gate.close()
+        self._workshop.supervisor.pause(_key(task, fence))
+
+    def _continue(self, task: TaskId, fence: int) -> None:
+        if hosting := self._runs.get((task, fence)):
+            hosting.gate.open()
+        self._workshop.supervisor.resume(_key(task, fence))
+
+    async def _run(self, run: Run, hosting: _Hosting) -> None:
         key = (run.task, run.fence)
 
         def progress(fuel: int) -> None:
             self._driver.post_nowait(RunProgressed(run.task, run.fence, fuel))
 
-        with trio.CancelScope() as scope:
-            self._runs[key] = scope
+        with hosting.scope:
             try:
-                result = await self._workshop.execute(run.work, run.buyer, _key(*key), progress)
+                result = await self._workshop.execute(
+                    run.work, run.buyer, _key(*key), progress, hosting.gate
+                )
                 roots = (result.output, result.stdout, result.stderr)
                 await self._pin(roots, hosted_pin(run.task))
                 await self._driver.post(RunEnded(run.task, run.fence, result))
@@ -212,8 +256,10 @@ class Performer:
     async def _collect(self, collect: Collect) -> None:
         reason = ""
         try:
-            for root in collect.roots:
-                await self.fetch(collect.executor, root, OUTPUT_MAX)
+            bytes_max = self._left_at_most(collect.task)
+            with _in_time(collect.executor, bytes_max):
+                for root in collect.roots:
+                    await self.fetch(collect.executor, root, bytes_max)
             await self._pin(collect.roots, task_pin(collect.task))
         except Corruption:
             raise
@@ -221,6 +267,11 @@ class Performer:
             reason = str(error)[:512]
             self.tally["collects_failed"] += 1
         await self._driver.post(Collected(collect.task, collect.fence, reason))
+
+    def _left_at_most(self, task: TaskId) -> int:
+        """Bytes of blocks that one of a task's results can have: what it asked for, as UnixFS."""
+        record = self._records.get(task)
+        return STREAMS_MAX + (record.order.work.needs.disk * 9 // 8 if record else 0)
 
     async def _pin(self, roots: Sequence[Cid], reason: str) -> None:
         for root in roots:
@@ -233,8 +284,19 @@ class Performer:
             self.tally["provides_failed"] += 1
 
 
-OUTPUT_MAX = 1 << 34
-"""Bytes of one output that a buyer collects; its own quota is the nearer bound."""
+@contextmanager
+def _in_time(peer: PeerId, bytes_max: int) -> Iterator[None]:
+    """For a transfer of *bytes_max* at most. Raises Unavailable where it crawls."""
+    try:
+        with trio.fail_after(FETCH_S + bytes_max / RATE_MIN):
+            yield
+    except trio.TooSlowError:
+        raise Unavailable(f"{short_peer(peer)} sends less than {RATE_MIN >> 10} KiB/s") from None
+
+
+def _add(total: Tally, part: Tally) -> None:
+    for name, count in part.statistics().items():
+        setattr(total, name, getattr(total, name) + count)
 
 
 def task_pin(task: TaskId) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
-from mesh.errors import PeerError, Refused
+from mesh.errors import NotFound, PeerError, Refused
 from mesh.ids import Cid, PeerId
 from mesh.market.terms import EMPTY_DIR, EMPTY_FILE
 from mesh.messages import Result, Work
@@ -31,6 +31,31 @@ Fetch = Callable[[PeerId, Cid, int], Awaitable[None]]
 """(from whom, root, bytes at most): bring a DAG into the blocks. Raises MeshError."""
 
 
+class Gate:
+    """Holds a run back, while it is closed, that has not reached its worker yet."""
+
+    def __init__(self) -> None:
+        self._opened = trio.Event()
+        self._opened.set()
+
+    def close(self) -> None:
+        if self._opened.is_set():
+            self._opened = trio.Event()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    @property
+    def held(self) -> int:
+        """Runs that wait in front of it."""
+        return self._opened.statistics().tasks_waiting
+
+    async def passed(self) -> None:
+        """Wait until it is open; from then on to the next checkpoint it stays so."""
+        while not self._opened.is_set():
+            await self._opened.wait()
+
+
 @frozen
 class Workshop:
     """What executing needs."""
@@ -41,11 +66,17 @@ class Workshop:
     scratch: Path
 
     async def execute(
-        self, work: Work, source: PeerId | None, key: str, on_progress: Callable[[int], None]
+        self,
+        work: Work,
+        source: PeerId | None,
+        key: str,
+        on_progress: Callable[[int], None],
+        gate: Gate | None = None,
     ) -> Result:
-        """Run *work*, fetching what is not here from *source*.
+        """Run *work*, fetching what is not here from *source*; start it when *gate* is open.
 
-        Raises MeshError where it is not the task's doing: blocks out of reach, a worker killed.
+        Raises MeshError where it is not the task's doing: blocks out of reach, a worker killed, no
+        room for what it left.
         """
         await self._bring(source, work.job, manifest.JOB_BYTES_MAX)
         try:
@@ -59,9 +90,15 @@ class Workshop:
         folder = self.scratch / key
         try:
             with room_under(self.scratch):
-                return await self._run(job, folder, key, on_progress)
-        except Refused as error:
-            return _refused(str(error))
+                try:
+                    module, inputs = await trio.to_thread.run_sync(self._lay_out, job, folder)
+                except NotFound:
+                    raise  # a block went missing here
+                except Refused as error:
+                    return _refused(str(error))
+                if gate is not None:
+                    await gate.passed()
+                return await self._run(job, module, inputs, key, on_progress)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -71,9 +108,13 @@ class Workshop:
             await self.fetch(source, root, bytes_max)
 
     async def _run(
-        self, job: Job, folder: Path, key: str, on_progress: Callable[[int], None]
+        self,
+        job: Job,
+        module: Path,
+        inputs: dict[str, Path],
+        key: str,
+        on_progress: Callable[[int], None],
     ) -> Result:
-        module, inputs = await trio.to_thread.run_sync(self._lay_out, job, folder)
         outcome = await self.supervisor.run(key, job, module, inputs, on_progress=on_progress)
         try:
             return await trio.to_thread.run_sync(self._keep, outcome)
@@ -82,14 +123,15 @@ class Workshop:
                 await self.supervisor.discard(key)
 
     def _lay_out(self, job: Job, folder: Path) -> tuple[Path, dict[str, Path]]:
-        """The module and the inputs as files."""
+        """The module and the inputs as files. Raises Refused where they are not what may run."""
         (folder / "in").mkdir(parents=True)
         module = folder / "module.wasm"
         files.write_path(self.blocks, job.module, module, bytes_max=MODULE_MAX)
         check_module(module.read_bytes())
         inputs = {name: folder / "in" / name for name, _ in job.inputs}
+        left = job.disk
         for name, root in job.inputs:
-            files.write_path(self.blocks, root, inputs[name], bytes_max=job.disk)
+            left -= files.write_path(self.blocks, root, inputs[name], bytes_max=left)
         return module, inputs
 
     def _keep(self, outcome: Outcome) -> Result:

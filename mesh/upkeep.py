@@ -1,0 +1,59 @@
+"""Upkeep: what a node does now and then, whatever else it does: be found, and tidy its store."""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from mesh.errors import MeshError, NotFound, Unavailable
+from mesh.kernel import Kernel
+from mesh.network.network import Network
+from mesh.performer import hosted_pin, task_pin
+from mesh.storage.disk import DiskBlocks
+
+_log = logging.getLogger("mesh.upkeep")
+
+ADVERTISE_AFTER_S = 5.0
+ADVERTISE_EVERY_S = 600.0
+SWEEP_EVERY_S = 600.0
+SWEEP_GRACE_S = 3_600.0
+
+
+async def advertise(network: Network, kernel: Kernel) -> None:
+    """Be found in the DHT by what this node can do."""
+    while True:
+        await trio.sleep(ADVERTISE_AFTER_S)
+        for feature in kernel.offer.features if kernel.offer else ():
+            try:
+                await network.provide(feature)
+            except MeshError as error:
+                _log.info("not listed under %s: %s", feature, error)
+        await trio.sleep(ADVERTISE_EVERY_S)
+
+
+async def sweep(blocks: DiskBlocks, kernel: Kernel) -> None:
+    """Drop what nobody needs any more: unpin it now, remove it when it has lain for a while.
+
+    A pin goes when two looks in a row found no need for it: a task is pinned before it is admitted.
+    """
+    unneeded: set[str] = set()
+    while True:
+        needed = {task_pin(task) for task in kernel.records}
+        needed |= {hosted_pin(task) for task in kernel.answers_for()}
+        try:
+            unneeded = await trio.to_thread.run_sync(unpin, blocks, needed, unneeded)
+            await trio.to_thread.run_sync(blocks.sweep, SWEEP_GRACE_S, trio.current_time())
+        except (NotFound, Unavailable) as error:
+            _log.warning("nothing is removed from the store: %s", error)
+        await trio.sleep(SWEEP_EVERY_S)
+
+
+def unpin(blocks: DiskBlocks, needed: set[str], before: set[str]) -> set[str]:
+    """Unpin what is in *before* and not *needed*; what else nobody needs."""
+    unneeded = [pin for pin in blocks.pins() if pin.reason not in needed]
+    for pin in unneeded:
+        if pin.reason in before:
+            for _ in range(pin.count):
+                blocks.unpin(pin.root, pin.reason)
+    return {pin.reason for pin in unneeded} - before
