@@ -36,7 +36,7 @@ class Broadcast:
                 continue
             try:
                 watcher.send_nowait(numbered)
-            except trio.WouldBlock:
+            except (trio.WouldBlock, trio.BrokenResourceError):  # full, or closed at its other end
                 self.tally["notices_missed"] += 1
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias, TypeVar, assert_never
+from typing import Any, TypeAlias, TypeVar, assert_never
 
 from mesh import codec
 from mesh.errors import Corruption, PeerError, Unavailable
@@ -19,6 +19,8 @@ from mesh.market.order import TaskRecord
 from mesh.sansio import ForgetTenancy, PersistTask, PersistTenancy
 
 VERSION = 1
+BUSY_WAIT_S = 5.0
+"""How long another process's transaction is waited for."""
 
 Write: TypeAlias = PersistTask | PersistTenancy | ForgetTenancy
 
@@ -33,6 +35,12 @@ CREATE TABLE IF NOT EXISTS epoch (
 """
 
 T = TypeVar("T")
+
+
+class JournalFailed(Unavailable):
+    """It takes nothing more, and what it has acknowledged is safe."""
+
+    hint = "free some of its disk, or see who else holds it; then start the node again"
 
 
 class Journal:
@@ -59,26 +67,34 @@ class Journal:
 
     def tasks(self, ended_max: int) -> list[TaskRecord]:
         """All open tasks, and the newest *ended_max* of the ended ones, oldest first."""
-        rows = self._database.execute(
+        rows = self._read(
             "SELECT record, at FROM task WHERE NOT is_final UNION ALL SELECT * FROM"
             " (SELECT record, at FROM task WHERE is_final ORDER BY at DESC LIMIT ?)"
             " ORDER BY at",
-            (ended_max,),
+            ended_max,
         )
         return [_load(TaskRecord, data) for data, _ in rows]
 
     def task(self, task: TaskId) -> TaskRecord | None:
         """A task of any age."""
-        row = self._database.execute("SELECT record FROM task WHERE id = ?", (task,)).fetchone()
-        return _load(TaskRecord, row[0]) if row else None
+        rows = self._read("SELECT record FROM task WHERE id = ?", task)
+        return _load(TaskRecord, rows[0][0]) if rows else None
 
     def tenancies(self) -> list[PersistTenancy]:
         """What this node still answers for."""
-        rows = self._database.execute("SELECT record FROM tenancy ORDER BY task, fence")
+        rows = self._read("SELECT record FROM tenancy ORDER BY task, fence")
         return [_load(PersistTenancy, data) for (data,) in rows]
 
     def close(self) -> None:
         self._database.close()
+
+    def _read(self, query: str, *values: object) -> list[tuple[bytes, ...]]:
+        with _named_errors():
+            return self._database.execute(query, values).fetchall()
+
+    def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with _named_errors():
+            return self._database.execute(query, values).fetchall()
 
     def _write(self, write: Write) -> None:
         match write:
@@ -109,7 +125,9 @@ class Journal:
 def open_journal(path: Path) -> Iterator[Journal]:
     """The journal at *path*, made if need be. Raises Unavailable, or Corruption."""
     with _named_errors():
-        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        database = sqlite3.connect(
+            path, timeout=BUSY_WAIT_S, isolation_level=None, check_same_thread=False
+        )
     try:
         with _named_errors():
             database.execute("PRAGMA journal_mode = WAL")
@@ -136,6 +154,6 @@ def _named_errors() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise Unavailable(f"the journal cannot be written: {error}") from error
+        raise JournalFailed(f"the journal cannot be written: {error}") from error
     except sqlite3.DatabaseError as error:
         raise Corruption(f"the journal is damaged: {error}") from error

@@ -276,14 +276,18 @@ class KernelMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.table = Table(3, policy=TIGHT)
-        self.said: list[tuple[Player, Player, Message]] = []
+        self.said: dict[str, tuple[Player, Player, Message]] = {}
+        """The last two messages of every kind."""
         self.table.is_lost = self._listen
         self.tasks = 0
         self.hand = Buyer(self.table.keyring.create(9))
         self.stranger = Seller(self.hand.identity)
 
     def _listen(self, source: Player, target: Player, message: Message) -> bool:
-        self.said = [*self.said[-40:], (source, target, message)]
+        kind = type(message).__name__
+        if kind in self.said:
+            self.said[f"{kind} before"] = self.said[kind]
+        self.said[kind] = (source, target, message)
         return False
 
     def _up(self, index: int) -> Player | None:
@@ -334,10 +338,10 @@ class KernelMachine(RuleBasedStateMachine):
         if player := self._up(index):
             self.table.tell(player, LoadSampled(cpu, cpu * 10**6))
 
-    @rule(place=st.integers(0, 40), to=st.integers(0, 2), sender=st.integers(0, 3), data=st.data())
+    @rule(place=st.integers(0, 25), to=st.integers(0, 2), sender=st.integers(0, 3), data=st.data())
     def repeat(self, place: int, to: int, sender: int, data: Any) -> None:
         """A message that was said, or one like it, from whoever it pleases, to whom it pleases."""
-        for source, target, message in self.said[place:][:1]:
+        for source, target, message in list(self.said.values())[place:][:1]:
             if data.draw(st.booleans()):
                 message = data.draw(altered(message))
             peers = [self.table.players[0].peer, source.peer, target.peer, self.hand.peer]

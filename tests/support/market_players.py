@@ -190,13 +190,21 @@ class Player:
             self.policy,
             Random(self.boots),
             head=self._head,
-            records=tuple(self.records.values()),
+            records=self._recent(),
             tenancies=tuple(self.tenancies.values()),
             allocs=open_allocs(self.entries),
             closings=recent_closings(self.entries),
             epoch=self.boots,
             epoch_ms=WALL_MS,
             shop=self.shop,
+        )
+
+    def _recent(self) -> tuple[TaskRecord, ...]:
+        """What a journal would give back: all open tasks, and so many of the ended ones."""
+        ended = [record for record in self.records.values() if record.state.is_final]
+        forgotten = {record.order.task for record in ended[: -self.policy.tasks_ended_max]}
+        return tuple(
+            record for record in self.records.values() if record.order.task not in forgotten
         )
 
     def told(self, event: Event, now: float | None = None) -> list[Action]:
