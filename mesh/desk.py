@@ -182,8 +182,7 @@ class Desk:
         cid = cid_of(RAW, data)
         self.blocks.put(cid, data)
         roots = tuple(root for _, root in request.inputs)
-        for root in (cid, request.module, *roots):
-            self.blocks.pin(root, task_pin(task))
+        self.blocks.pin_all((cid, request.module, *roots), task_pin(task))
         return Work(
             job=cid,
             module=request.module,

@@ -6,7 +6,8 @@ lease_p50_ms, lease_p99_ms: from sending Market.Bid to hearing that the winner h
 runs, over a stream that was open before. auction_cpu_ms_per_node: processor time of the nodes
 themselves (not of the workers that run the tasks) for a whole task, from bid to receipt, above what
 they burn in as long an idle time; per auction and node. lease_over_echo: lease_p50_ms over the
-median of a bare gRPC echo between two processes, one taken beside each auction.
+median of a bare gRPC echo between two processes, one taken beside each auction. lease_over_fsync:
+the same over appending 4 KiB to a file and waiting until they are on the nodes' disk.
 """
 
 from __future__ import annotations
@@ -124,6 +125,21 @@ def echo_server() -> Iterator[Callable[[], float]]:
                 process.stdin.close()
 
 
+@contextmanager
+def disk() -> Iterator[Callable[[], float]]:
+    """How long a small write takes to be on the disk, ms."""
+    with tempfile.TemporaryFile(prefix="mesh-") as file:
+
+        def measure() -> float:
+            start = time.perf_counter()
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+            return (time.perf_counter() - start) * 1000
+
+        yield measure
+
+
 def bid(stub: market_pb2_grpc.MarketStub, module: str) -> tuple[str, float]:
     """Bid for one small task; its id, and when the call began."""
     request = market_pb2.MarketBidRequest(
@@ -156,7 +172,8 @@ def measure(devnet: Devnet, auctions: int) -> tuple[dict[str, float], dict[str, 
     listener = Listener(client)
     steps: dict[str, list[float]] = {}
     echoes: list[float] = []
-    with grpc.insecure_channel(client.target) as channel, echo_server() as echo:
+    syncs: list[float] = []
+    with grpc.insecure_channel(client.target) as channel, echo_server() as echo, disk() as sync:
         stub = market_pb2_grpc.MarketStub(channel)
 
         def run() -> dict[str, float]:
@@ -175,6 +192,7 @@ def measure(devnet: Devnet, auctions: int) -> tuple[dict[str, float], dict[str, 
             for step, taken in run().items():
                 steps.setdefault(step, []).append(taken)
             echoes.append(echo())
+            syncs.append(sync())
             if number % 10 == 9:
                 print(f"auction {number + 1} of {auctions}", file=sys.stderr)
         busy, wall = processor_ms(devnet) - burnt, time.perf_counter() - began
@@ -182,15 +200,17 @@ def measure(devnet: Devnet, auctions: int) -> tuple[dict[str, float], dict[str, 
         burnt = processor_ms(devnet)
         threading.Event().wait(wall)
         idle = processor_ms(devnet) - burnt
-    lease, echo_ms = steps["running"], statistics.median(echoes)
+    lease, echo_ms, fsync_ms = steps["running"], statistics.median(echoes), statistics.median(syncs)
     figures = {
         "lease_p50_ms": statistics.median(lease),
         "lease_p99_ms": statistics.quantiles(lease, n=100)[98],
         "auction_cpu_ms_per_node": (busy - idle) / auctions / NODES,
         "lease_over_echo": statistics.median(lease) / echo_ms,
+        "lease_over_fsync": statistics.median(lease) / fsync_ms,
     }
     context = {
         "echo_p50_ms": echo_ms,
+        "fsync_p50_ms": fsync_ms,
         "idle_cpu_percent_per_node": idle / wall / 10 / NODES,
         **{f"{step}_p50_ms": statistics.median(taken) for step, taken in steps.items()},
     }

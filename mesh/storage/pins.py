@@ -40,6 +40,8 @@ class Pins:
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             with self._writing():
+                # One wait for the disk at each commit, where a rollback journal has four.
+                self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = FULL")
                 self._database.execute(_SCHEMA)
         except sqlite3.DatabaseError as error:
