@@ -1,8 +1,8 @@
-"""A payer's chain of entries: how one is appended, and what makes one valid. Pure.
+"""An author's chain of entries: how one is appended, and what follows from what. Pure.
 
-Only the payer's log is ordered. The seller has signed the terms before the payer appends, so
+Only a payer's log need be ordered. The seller has signed the terms before the payer appends, so
 nobody's chain waits for anybody. Three questions are kept apart: is the entry valid, by its bytes
-alone, the same everywhere and for ever (`check_entry`); does it follow from the entries before it
+alone, the same everywhere and for ever (validity.py); does it follow from the entries before it
 (`check_link`); what does the whole set amount to (state.py).
 """
 
@@ -14,12 +14,35 @@ from attrs import evolve, frozen
 
 from ledger import keys
 from ledger.codec import UINT_MAX
-from ledger.errors import BadEntry, BrokenChain
-from ledger.keys import Sign, Verify
-from ledger.model import Body, Entry, Kind, Terms, amount_of
+from ledger.errors import BrokenChain
+from ledger.keys import Sign
+from ledger.model import Body, Entry, Kind, Terms
+from ledger.statements import Checkpoint, Dispute, KeyOp, Line, Refund
+from ledger.validity import GENESIS, check_deal, check_entry, check_signatures, flaw_of
 
-GENESIS = bytes(32)
-"""The `prev` of a chain's first entry."""
+__all__ = [
+    "GENESIS",
+    "Head",
+    "alloc",
+    "check_deal",
+    "check_entry",
+    "check_link",
+    "check_order",
+    "check_resolution",
+    "check_signatures",
+    "check_totals",
+    "checkpoint",
+    "claim",
+    "dispute",
+    "keyop",
+    "line",
+    "refund",
+    "resolves",
+    "rule",
+    "settle",
+    "use",
+    "void",
+]
 
 
 @frozen
@@ -76,34 +99,68 @@ def void(
     return _append(head, _released(head, alloc), Kind.VOID, terms, seller_sig, wall_ms, sign)
 
 
-def check_entry(entry: Entry, verify: Verify = keys.verify) -> Body:
-    """The body of *entry*, if its bytes alone make it valid. Raises BadEntry."""
-    body = entry.content
-    check_deal(body)
-    check_signatures(entry, verify)
-    return body
+def use(
+    head: Head, terms: bytes, seller_sig: bytes, *, alloc: Entry, wall_ms: int, sign: Sign
+) -> tuple[Head, Entry]:
+    """Agree to how much was burnt so far for *alloc*: the seller signed `keys.use_message`."""
+    _resolving(terms, alloc, Kind.USE)
+    return _append(head, head, Kind.USE, terms, seller_sig, wall_ms, sign)
 
 
-def check_deal(body: Body) -> None:
-    """That the terms are those of this body, and the amount is their bill. Raises BadEntry."""
-    if flaw := _flaw(body):
-        raise BadEntry(flaw)
+def claim(
+    head: Head, terms: bytes, *, alloc: Entry, wall_ms: int, sign: Sign
+) -> tuple[Head, Entry]:
+    """The seller's bill for *alloc*, whose buyer is silent: on the seller's chain."""
+    deal = _resolving(terms, alloc, Kind.CLAIM)
+    return _append(head, head, Kind.CLAIM, terms, b"", wall_ms, sign, deal.buyer)
 
 
-def check_signatures(entry: Entry, verify: Verify = keys.verify) -> None:
-    """That buyer and seller both signed. Raises BadEntry."""
-    body = entry.content
-    if not verify(body.peer, keys.terms_message(body.terms), body.peer_sig):
-        raise BadEntry("the seller's signature is not its own")
-    if not verify(body.author, keys.entry_message(entry.id), entry.sig):
-        raise BadEntry("the author's signature is not its own")
+def rule(head: Head, terms: bytes, *, alloc: Entry, wall_ms: int, sign: Sign) -> tuple[Head, Entry]:
+    """What is owed for *alloc*, by the arbiter that its terms name: on the arbiter's chain."""
+    deal = _resolving(terms, alloc, Kind.RULING)
+    return _append(head, head, Kind.RULING, terms, b"", wall_ms, sign, deal.buyer)
+
+
+def dispute(
+    head: Head, statement: Dispute, seller: bytes, *, wall_ms: int, sign: Sign
+) -> tuple[Head, Entry]:
+    """The buyer does not agree with an entry of *seller*."""
+    return _append(head, head, Kind.DISPUTE, statement.encode(), b"", wall_ms, sign, seller)
+
+
+def refund(
+    head: Head, statement: Refund, buyer: bytes, *, wall_ms: int, sign: Sign
+) -> tuple[Head, Entry]:
+    """The seller owes *buyer*, more than nothing."""
+    after = evolve(head, posted=head.posted + statement.amount)
+    return _append(head, after, Kind.REFUND, statement.encode(), b"", wall_ms, sign, buyer)
+
+
+def line(head: Head, limit: int, buyer: bytes, *, wall_ms: int, sign: Sign) -> tuple[Head, Entry]:
+    """Let *buyer* owe and reserve up to *limit* µcr from now on."""
+    terms = Line(limit=limit).encode()
+    return _append(head, head, Kind.LINE, terms, b"", wall_ms, sign, buyer)
+
+
+def keyop(
+    head: Head, statement: KeyOp, subject_sig: bytes, *, wall_ms: int, sign: Sign
+) -> tuple[Head, Entry]:
+    """Say whose key is whose. The subject of DELEGATE and ROTATE signed `keys.keyop_message`."""
+    data = statement.encode()
+    return _append(head, head, Kind.KEYOP, data, subject_sig, wall_ms, sign, statement.subject)
+
+
+def checkpoint(head: Head, root: bytes, *, wall_ms: int, sign: Sign) -> tuple[Head, Entry]:
+    """A HEAD: sign *root*, that of the tree over all `head.seq` entries so far (proof.py)."""
+    terms = Checkpoint(root=root).encode()
+    return _append(head, head, Kind.HEAD, terms, b"", wall_ms, sign, b"")
 
 
 def check_link(head: Head, entry: Entry, alloc: Body | None = None) -> Head:
     """The head after the valid *entry*, if it follows from *head*. Raises BrokenChain.
 
-    *alloc* is the body that a SETTLE or VOID refers to. Whether that was resolved before is for
-    whoever knows the whole chain: store.py and audit.py.
+    *alloc* is the body that a USE, SETTLE or VOID refers to. Whether that was resolved before is
+    for whoever knows the whole chain: store.py and audit.py.
     """
     check_order(head, entry)
     return check_totals(head, entry, alloc)
@@ -126,13 +183,20 @@ def check_totals(head: Head, entry: Entry, alloc: Body | None = None) -> Head:
     """The head after *entry*, if its totals follow from those of *head*. Raises BrokenChain."""
     body = entry.content
     posted, pending = head.posted, head.pending
-    if body.kind is Kind.ALLOC:
-        pending += body.deal.reserve
-    else:
-        check_resolution(body, alloc)
-        assert alloc is not None
-        posted += body.deal.amount
-        pending -= alloc.deal.reserve
+    match body.kind:
+        case Kind.ALLOC:
+            pending += body.deal.reserve
+        case Kind.SETTLE | Kind.VOID:
+            check_resolution(body, alloc)
+            assert alloc is not None
+            posted += body.deal.amount
+            pending -= alloc.deal.reserve
+        case Kind.USE:
+            check_resolution(body, alloc)
+        case Kind.REFUND:
+            posted += Refund.decode(body.terms).amount
+        case _:
+            pass  # what it states moves nothing of its author's
     if (body.posted, body.pending) != (posted, pending):
         raise BrokenChain(
             f"totals {body.posted} posted, {body.pending} pending where {posted}, {pending} follow"
@@ -141,12 +205,17 @@ def check_totals(head: Head, entry: Entry, alloc: Body | None = None) -> Head:
 
 
 def check_resolution(body: Body, alloc: Body | None) -> None:
-    """That *body*, a SETTLE or VOID, resolves *alloc* on its own terms. Raises BrokenChain."""
-    if alloc is None or alloc.kind is not Kind.ALLOC or alloc.id != body.deal.ref:
+    """That *body* is about *alloc* and keeps to its terms. Raises BrokenChain.
+
+    USE, SETTLE and VOID are on the chain of their ALLOC, CLAIM and RULING on another.
+    """
+    if alloc is None or alloc.kind is not Kind.ALLOC or alloc.id != body.ref:
         raise BrokenChain("the ALLOC that it refers to is not there")
-    if (alloc.author, alloc.net) != (body.author, body.net) or alloc.seq >= body.seq:
+    deal = body.deal
+    is_own = body.kind not in (Kind.CLAIM, Kind.RULING)
+    if (alloc.author, alloc.net) != (deal.buyer, body.net) or (is_own and alloc.seq >= body.seq):
         raise BrokenChain("the ALLOC is not an earlier entry of the same chain")
-    if not resolves(body.deal, alloc.deal):
+    if not resolves(deal, alloc.deal):
         raise BrokenChain("the terms are not those of the ALLOC")
 
 
@@ -165,23 +234,6 @@ def resolves(deal: Terms, allocated: Terms) -> bool:
         ref=deal.ref,
     )
     return deal == run and deal.fuel <= allocated.fuel
-
-
-def _flaw(body: Body) -> str:
-    """In what *body* and its terms disagree; empty if in nothing."""
-    deal = body.deal
-    if body.author != deal.buyer:
-        return "the author is not the buyer of the terms"
-    if body.peer != deal.seller:
-        return "the peer is not the seller of the terms"
-    if deal.seller == deal.buyer:
-        return "a deal with oneself"
-    if (body.kind is Kind.ALLOC) != (deal.ref == b""):
-        return f"ref must be {'empty' if deal.ref else 'given'} in {body.kind.name}"
-    if body.kind is Kind.ALLOC and (deal.outputs or deal.exit):
-        return "an ALLOC that tells how the run ended"
-    owed = amount_of(deal) if body.kind is Kind.SETTLE else 0
-    return "" if deal.amount == owed else f"the amount is {deal.amount}, the terms make it {owed}"
 
 
 def _resolving(terms: bytes, alloc: Entry, kind: Kind) -> Terms:
@@ -204,9 +256,10 @@ def _append(
     after: Head,
     kind: Kind,
     terms: bytes,
-    seller_sig: bytes,
+    peer_sig: bytes,
     wall_ms: int,
     sign: Sign,
+    peer: bytes | None = None,
 ) -> tuple[Head, Entry]:
     assert 0 <= after.posted <= UINT_MAX, after
     assert 0 <= after.pending <= UINT_MAX, after
@@ -219,11 +272,11 @@ def _append(
         hlc=max(wall_ms << 16, head.hlc + 1),
         posted=after.posted,
         pending=after.pending,
-        peer=Terms.decode(terms).seller,
+        peer=Terms.decode(terms).seller if peer is None else peer,
         terms=terms,
-        peer_sig=seller_sig,
+        peer_sig=peer_sig,
     )
-    assert _flaw(body) == "", _flaw(body)
+    assert flaw_of(body) == "", flaw_of(body)
     data = body.encode()
     entry = Entry(data, sign(keys.entry_message(sha256(data).digest())))
     return Head.after(entry), entry

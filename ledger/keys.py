@@ -31,6 +31,10 @@ KEYS_KEPT_MAX = 8192
 # carried from one meaning to another (the same key also signs the transport's handshake).
 TERMS_DOMAIN = b"mesh-ledger/1/terms\0"
 ENTRY_DOMAIN = b"mesh-ledger/1/author\0"
+USE_DOMAIN = b"mesh-ledger/1/use\0"
+KEYOP_DOMAIN = b"mesh-ledger/1/keyop\0"
+LOG_ORIGIN = "mesh-ledger/1/log/"
+"""How the text of a checkpoint starts (proof.py), which is signed as it stands."""
 
 _P = 2**255 - 19
 _L = 2**252 + 27742317777372353535851937790883648493
@@ -43,6 +47,16 @@ _SMALL_ORDER_Y = frozenset((0, 1, _P - 1, _Y8, _P - _Y8))
 def terms_message(terms: bytes) -> bytes:
     """What the seller signs of encoded *terms*."""
     return TERMS_DOMAIN + sha256(terms).digest()
+
+
+def use_message(terms: bytes) -> bytes:
+    """What the seller signs of encoded USE *terms*: no buyer can settle on how far a run was."""
+    return USE_DOMAIN + sha256(terms).digest()
+
+
+def keyop_message(statement: bytes) -> bytes:
+    """What the subject signs of an encoded KEYOP *statement*."""
+    return KEYOP_DOMAIN + sha256(statement).digest()
 
 
 def entry_message(entry_id: bytes) -> bytes:

@@ -2,28 +2,45 @@
 
     entry = [body, sig]                     id = SHA-256(body)
     body  = [the fields of `Body`]          in their order
-    terms = [the fields of `Terms`]         in their order
+    terms = [the fields of `Terms`]         in their order, or of a statement (statements.py)
 
 Decoding checks every length and range; who signed, and whether terms and body agree, is
-chain.py's. Money is integer micro-credits (µcr), work is fuel of the named meter.
+validity.py's. Money is integer micro-credits (µcr), work is fuel of the named meter.
 
-Forward compatibility: version 1 knows ALLOC, SETTLE and VOID, one unit and no ext. Anything else
-is refused whole: not stored, not counted, not relayed. Nothing else is lost by that, since the
-fold (state.py) needs no unbroken chain; a node that learns the kind later fetches it by repair.
+Forward compatibility: version 1 knows the kinds below, one unit and no ext. Anything else is
+refused whole: not stored, not counted, not relayed. Nothing else is lost by that, since the fold
+(state.py) needs no unbroken chain; a node that learns the kind later fetches it by repair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from enum import IntEnum
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 from attrs import asdict, astuple, fields_dict, frozen
 
-from ledger.codec import BODY_MAX, ENTRY_MAX, UINT_MAX, Value, pack, unpack
+from ledger.codec import BODY_MAX, ENTRY_MAX, Value, pack, unpack
 from ledger.errors import BadEntry
+from ledger.fields import (
+    CID,
+    HASH,
+    KEY,
+    NAME,
+    SIGNATURE,
+    UINT,
+    Rule,
+    at_most,
+    exactly,
+    many,
+    record,
+    row,
+    sized,
+    uint,
+)
+from ledger.statements import Dispute, Refund
 
 VERSION = 1
 UNIT = "uC/Gfuel"
@@ -36,8 +53,6 @@ INPUTS_MAX = 48
 OUTPUTS_MAX = 8
 ESCALATIONS_MAX = 8
 MIGRATIONS_MAX = 8
-NAME_MAX = 64
-"""Characters of a meter's name."""
 EXIT_MAX = 2**32 - 1
 
 _CID_PREFIX = bytes.fromhex("0181041220")  # CIDv1, codec messagepack (0x0201), sha2-256
@@ -49,21 +64,38 @@ class Kind(IntEnum):
     ALLOC = 1
     """The buyer reserves money for the seller's work: the award."""
     USE = 2
+    """Buyer and seller agree how much was burnt so far; nothing is owed by it yet."""
     SETTLE = 3
     """The buyer owes `amount`; the rest of the reserve is free."""
     VOID = 4
     """Both let an ALLOC go: nothing is owed."""
     CLAIM = 5
+    """The seller's bill while the buyer is silent: one side's word, never a debt by itself."""
     DISPUTE = 6
+    """The buyer does not agree."""
     RULING = 7
+    """The arbiter that the terms name says what is owed."""
     REFUND = 8
+    """The seller owes the buyer."""
     LINE = 9
+    """How much a seller lets a buyer owe and reserve."""
     KEYOP = 10
+    """Whose key is whose, and which is dead."""
     HEAD = 11
+    """The author's signature of all its entries before this one."""
     FORKPROOF = 12
+    """Two entries for one place. It has no author and no place itself: it proves itself."""
 
 
-KINDS_KNOWN = frozenset((Kind.ALLOC, Kind.SETTLE, Kind.VOID))
+KINDS_KNOWN = frozenset(Kind)
+"""What this program can read."""
+VOCABULARY = 2
+"""Rises with `KINDS_KNOWN`: 1 was ALLOC, SETTLE and VOID. Whoever stores entries stores this too,
+so that an older program can say that it cannot read them."""
+DEALINGS = frozenset((Kind.ALLOC, Kind.SETTLE, Kind.VOID))
+"""What the parties of a deal send each other to open and to close it."""
+TERMED = frozenset((Kind.ALLOC, Kind.USE, Kind.SETTLE, Kind.VOID, Kind.CLAIM, Kind.RULING))
+"""The kinds whose `terms` are `Terms`; those of the others are a statement."""
 
 Escalation: TypeAlias = tuple[int, int, int, int]
 """(hlc, tier from, tier to, price from then on)"""
@@ -73,7 +105,8 @@ Migration: TypeAlias = tuple[int, bytes, bytes, bytes]
 
 @frozen(kw_only=True)
 class Terms:
-    """What the seller signs: as its bid (ALLOC), as its bill (SETTLE) or as its waiver (VOID)."""
+    """What the seller signs: as its bid (ALLOC), as its bill (SETTLE, CLAIM), as its waiver (VOID)
+    or on the way (USE); and what an arbiter makes of it (RULING)."""
 
     version: int = VERSION
     nonce: bytes
@@ -88,7 +121,7 @@ class Terms:
     module: bytes
     inputs: tuple[bytes, ...]
     outputs: tuple[bytes, ...]
-    """Empty until SETTLE."""
+    """Empty in ALLOC and USE."""
     meter: str
     """What counted the fuel, with its version: "wasmtime-50.0.1/fuel"."""
     unit: str = UNIT
@@ -99,12 +132,13 @@ class Terms:
     reserve: int
     """µcr: the most that the whole bill can be."""
     fuel: int
-    """ALLOC: the limit. SETTLE: burnt. VOID: not billed."""
+    """ALLOC: the limit. SETTLE, CLAIM: burnt. USE: burnt so far. VOID: not billed."""
     amount: int
-    """µcr: `amount_of` these terms in SETTLE, else 0."""
+    """µcr: in SETTLE and CLAIM `amount_of` these terms, in USE `accrued`, in RULING what is owed,
+    else 0."""
     exit: int
     """How the run ended: 0 is success, everything else is not; the codes are the meter's.
-    0 in ALLOC."""
+    0 in ALLOC and USE."""
     escalations: tuple[Escalation, ...] = ()
     migrations: tuple[Migration, ...] = ()
     start_ms: int
@@ -116,7 +150,7 @@ class Terms:
     arbiter: bytes = b""
     """The key of whoever may rule on a dispute; empty for nobody."""
     ref: bytes = b""
-    """The id of the ALLOC that a SETTLE or VOID resolves; empty in ALLOC."""
+    """The id of the ALLOC that all the others are about; empty in ALLOC."""
 
     def encode(self) -> bytes:
         """The canonical bytes, which are what is signed."""
@@ -125,7 +159,7 @@ class Terms:
     @staticmethod
     def decode(data: bytes) -> Terms:
         """The terms in *data*. Raises BadEntry."""
-        return Terms(**_record("terms", unpack(data, TERMS_MAX), _TERMS_RULES))
+        return Terms(**record("terms", unpack(data, TERMS_MAX), _TERMS_RULES))
 
 
 def reserve_of(price: int, fuel_limit: int, fee: int) -> int:
@@ -139,6 +173,11 @@ def amount_of(terms: Terms) -> int:
     return min(reserve_of(terms.price, terms.fuel, fee), terms.reserve)
 
 
+def accrued(terms: Terms) -> int:
+    """The bill of USE terms so far, µcr: as `amount_of`, but nobody knows yet of success."""
+    return min(reserve_of(terms.price, terms.fuel, fee=0), terms.reserve)
+
+
 @frozen(kw_only=True)
 class Body:
     """The signed content of an entry, as its author wrote it."""
@@ -148,22 +187,24 @@ class Body:
     """Which network, 8 bytes: an entry of one is nothing in another."""
     kind: Kind
     author: bytes
-    """The payer: Ed25519 public key, 32 bytes."""
+    """Whose chain it is on: Ed25519 public key, 32 bytes; empty in FORKPROOF."""
     seq: int
-    """Place on the author's chain, from 0."""
+    """Place on the author's chain, from 0; 0 in FORKPROOF, as are the totals and the clock."""
     prev: bytes
     """Id of the entry before it; 32 zero bytes for the first."""
     hlc: int
     """Hybrid logical clock: 48 bits of Unix milliseconds, 16 bits of counter; rises on a chain."""
     posted: int
-    """µcr the author owes by its SETTLEs, after this entry."""
+    """µcr the author owes by its SETTLEs and REFUNDs, after this entry."""
     pending: int
     """µcr the author has reserved by unresolved ALLOCs, after this entry."""
     peer: bytes
-    """The seller's key."""
+    """The other party's key: the seller's where the buyer writes, the buyer's where the seller or
+    an arbiter does, a KEYOP's subject; empty in HEAD and FORKPROOF."""
     terms: bytes
+    """Encoded `Terms`, or the statement of the kind."""
     peer_sig: bytes
-    """The seller's signature of `keys.terms_message(terms)`."""
+    """The peer's signature of the terms (`validity.peer_message`); empty where none is asked."""
     ext: tuple[Value, ...] = ()
 
     @cached_property
@@ -173,8 +214,28 @@ class Body:
 
     @cached_property
     def deal(self) -> Terms:
-        """The terms, decoded. Raises BadEntry."""
+        """The terms, decoded. Raises BadEntry, as it does for a kind that has none."""
+        if self.kind not in TERMED:
+            raise BadEntry(f"a {self.kind.name} has no terms")
         return Terms.decode(self.terms)
+
+    @property
+    def nonce(self) -> bytes:
+        """The task that the entry is about, empty if about none. Raises BadEntry."""
+        return self.deal.nonce if self.kind in TERMED else b""
+
+    @property
+    def ref(self) -> bytes:
+        """The id of the ALLOC that the entry is about, empty if about none. Raises BadEntry."""
+        if self.kind in TERMED:
+            return self.deal.ref
+        match self.kind:
+            case Kind.DISPUTE:
+                return Dispute.decode(self.terms).ref
+            case Kind.REFUND:
+                return Refund.decode(self.terms).ref
+            case _:
+                return b""
 
     def encode(self) -> bytes:
         """The canonical bytes."""
@@ -184,8 +245,12 @@ class Body:
     @staticmethod
     def decode(data: bytes) -> Body:
         """The body in *data*; its terms stay bytes. Raises BadEntry."""
-        record = _record("body", unpack(data, BODY_MAX), _BODY_RULES)
-        return Body(**{**record, "kind": _kind(record["kind"])})
+        fields = record("body", unpack(data, BODY_MAX), _BODY_RULES)
+        kind = _kind(fields["kind"])
+        for name, rule in _PARTY_RULES.get(kind, _TWO_SIGN).items():
+            if not rule.holds(fields[name]):
+                raise BadEntry(f"body.{name}: not {rule.want}")
+        return Body(**fields | {"kind": kind})
 
 
 @frozen
@@ -216,144 +281,77 @@ class Entry:
     @staticmethod
     def decode(data: bytes) -> Entry:
         """The entry in *data*: shape and ranges only, see `chain.check_entry`. Raises BadEntry."""
-        entry = Entry(**_record("entry", unpack(data, ENTRY_MAX), _ENTRY_RULES))
+        entry = Entry(**record("entry", unpack(data, ENTRY_MAX), _ENTRY_RULES))
         _ = entry.content
         return entry
 
 
 def _kind(number: int) -> Kind:
     try:
-        kind = Kind(number)
+        return Kind(number)
     except ValueError:
         raise BadEntry(f"kind {number} is not known to version 1") from None
-    if kind not in KINDS_KNOWN:
-        raise BadEntry(f"kind {number} ({kind.name}) is not known to version 1")
-    return kind
 
 
 # What each field may hold, in wire order.
 
 
-@frozen
-class _Rule:
-    want: str
-    holds: Callable[[Any], bool]
-
-
-def _uint(top: int = UINT_MAX) -> _Rule:
-    return _Rule(f"an integer of at most {top}", lambda value: type(value) is int and value <= top)
-
-
-def _sized(*lengths: int) -> _Rule:
-    want = "bytes, " + " or ".join(map(str, lengths)) + " of them"
-    return _Rule(want, lambda value: type(value) is bytes and len(value) in lengths)
-
-
-def _exactly(wanted: Value) -> _Rule:
-    return _Rule(f"{wanted!r}", lambda value: type(value) is type(wanted) and value == wanted)
-
-
-def _many(rule: _Rule, most: int) -> _Rule:
-    return _Rule(
-        f"at most {most}, each {rule.want}",
-        lambda value: type(value) is tuple and len(value) <= most and all(map(rule.holds, value)),
-    )
-
-
-def _row(*rules: _Rule) -> _Rule:
-    return _Rule(
-        "[" + ", ".join(rule.want for rule in rules) + "]",
-        lambda value: (
-            type(value) is tuple
-            and len(value) == len(rules)
-            and all(rule.holds(item) for rule, item in zip(rules, value, strict=True))
-        ),
-    )
-
-
-def _is_name(value: object) -> bool:
-    # ASCII: what NFC makes of younger characters depends on each replica's Unicode tables.
-    return (
-        type(value) is str
-        and 0 < len(value) <= NAME_MAX
-        and value.isascii()
-        and value.isprintable()
-    )
-
-
-def _is_cid(value: object) -> bool:
-    return (
-        type(value) is bytes
-        and len(value) == 36
-        and value[0] == 1
-        and value[1] < 0x80
-        and value[2:4] == b"\x12\x20"
-    )
-
-
-_UINT = _uint()
-_KEY = _sized(32)
-_HASH = _sized(32)
-_SIG = _sized(64)
-_CID = _Rule("a CIDv1 with sha2-256 of 36 bytes", _is_cid)
-_NAME = _Rule(f"1 to {NAME_MAX} printable ASCII characters", _is_name)
-
-_ENTRY_RULES = {"body": _Rule("bytes", lambda value: type(value) is bytes), "sig": _SIG}
+_ENTRY_RULES = {"body": at_most(ENTRY_MAX), "sig": SIGNATURE}
 _BODY_RULES = {
-    "version": _exactly(VERSION),
-    "net": _sized(8),
-    "kind": _UINT,
-    "author": _KEY,
-    "seq": _UINT,
-    "prev": _HASH,
-    "hlc": _UINT,
-    "posted": _UINT,
-    "pending": _UINT,
-    "peer": _KEY,
-    "terms": _Rule(
-        f"at most {TERMS_MAX} bytes",
-        lambda value: type(value) is bytes and len(value) <= TERMS_MAX,
-    ),
-    "peer_sig": _SIG,
-    "ext": _exactly(()),
+    "version": exactly(VERSION),
+    "net": sized(8),
+    "kind": UINT,
+    "author": sized(0, 32),
+    "seq": UINT,
+    "prev": HASH,
+    "hlc": UINT,
+    "posted": UINT,
+    "pending": UINT,
+    "peer": sized(0, 32),
+    "terms": at_most(TERMS_MAX),
+    "peer_sig": sized(0, 64),
+    "ext": exactly(()),
 }
+_NOBODY = sized(0)
+_TWO_SIGN: Mapping[str, Rule] = {"author": KEY, "peer": KEY, "peer_sig": SIGNATURE}
+_ONE_SIGNS: Mapping[str, Rule] = {"author": KEY, "peer": KEY, "peer_sig": _NOBODY}
+_PARTY_RULES: Mapping[Kind, Mapping[str, Rule]] = {
+    Kind.CLAIM: _ONE_SIGNS,
+    Kind.DISPUTE: _ONE_SIGNS,
+    Kind.RULING: _ONE_SIGNS,
+    Kind.REFUND: _ONE_SIGNS,
+    Kind.LINE: _ONE_SIGNS,
+    Kind.KEYOP: {"author": KEY, "peer": KEY},
+    Kind.HEAD: {"author": KEY, "peer": _NOBODY, "peer_sig": _NOBODY},
+    Kind.FORKPROOF: {"author": _NOBODY, "peer": _NOBODY, "peer_sig": _NOBODY},
+}
+"""Who is named and who signs, where it is not both."""
 _TERMS_RULES = {
-    "version": _exactly(VERSION),
-    "nonce": _sized(16),
-    "fence": _UINT,
-    "seller": _KEY,
-    "buyer": _KEY,
-    "job": _CID,
-    "module": _CID,
-    "inputs": _many(_CID, INPUTS_MAX),
-    "outputs": _many(_CID, OUTPUTS_MAX),
-    "meter": _NAME,
-    "unit": _exactly(UNIT),
-    "price": _UINT,
-    "fee": _UINT,
-    "reserve": _UINT,
-    "fuel": _UINT,
-    "amount": _UINT,
-    "exit": _uint(EXIT_MAX),
-    "escalations": _many(_row(_UINT, _UINT, _UINT, _UINT), ESCALATIONS_MAX),
-    "migrations": _many(_row(_UINT, _KEY, _KEY, _CID), MIGRATIONS_MAX),
-    "start_ms": _UINT,
-    "end_ms": _UINT,
-    "deadline_ms": _UINT,
-    "grace_ms": _UINT,
-    "arbiter": _sized(0, 32),
-    "ref": _sized(0, 32),
+    "version": exactly(VERSION),
+    "nonce": sized(16),
+    "fence": UINT,
+    "seller": KEY,
+    "buyer": KEY,
+    "job": CID,
+    "module": CID,
+    "inputs": many(CID, INPUTS_MAX),
+    "outputs": many(CID, OUTPUTS_MAX),
+    "meter": NAME,
+    "unit": exactly(UNIT),
+    "price": UINT,
+    "fee": UINT,
+    "reserve": UINT,
+    "fuel": UINT,
+    "amount": UINT,
+    "exit": uint(EXIT_MAX),
+    "escalations": many(row(UINT, UINT, UINT, UINT), ESCALATIONS_MAX),
+    "migrations": many(row(UINT, KEY, KEY, CID), MIGRATIONS_MAX),
+    "start_ms": UINT,
+    "end_ms": UINT,
+    "deadline_ms": UINT,
+    "grace_ms": UINT,
+    "arbiter": sized(0, 32),
+    "ref": sized(0, 32),
 }
 for _words, _rules in ((Entry, _ENTRY_RULES), (Body, _BODY_RULES), (Terms, _TERMS_RULES)):
     assert list(fields_dict(_words)) == list(_rules)
-
-
-def _record(what: str, value: Value, rules: dict[str, _Rule]) -> dict[str, Any]:
-    """The fields of *value* by name. Raises BadEntry."""
-    if type(value) is not tuple or len(value) != len(rules):
-        raise BadEntry(f"{what}: not an array of {len(rules)}")
-    record = dict(zip(rules, value, strict=True))
-    for name, rule in rules.items():
-        if not rule.holds(record[name]):
-            raise BadEntry(f"{what}.{name}: not {rule.want}")
-    return cast(dict[str, Any], record)

@@ -1,26 +1,36 @@
 """What a set of valid entries amounts to: a fold that no order and no duplicate can change. Pure.
 
-Every debit that both parties signed counts, on all arms of a fork and across gaps: a fork freezes
-its author's spending, it never shrinks its debt. An ALLOC resolves once: SETTLE goes before VOID,
-the larger amount before the smaller (or merging could shrink a debt), among equals the smallest id.
-A resolution concerns the two parties that signed it and nobody else,
-so one that names another's ALLOC leaves that alone.
+Every debit that its payer signed counts, on all arms of a fork and across gaps: a fork freezes its
+author's spending, it never shrinks its debt. An ALLOC resolves once: RULING goes before SETTLE,
+SETTLE before VOID and VOID before CLAIM, the larger amount before the smaller (or merging could
+shrink a debt), among equals the smallest id. A resolution concerns the two parties that its terms
+name and nobody else, so one that names another's ALLOC leaves that alone.
+
+A CLAIM is one side's word: it is counted as claimed, never as posted, and its ALLOC stays reserved.
+It and a RULING count only beside an ALLOC whose terms they keep, which both parties signed and
+which names the arbiter; a claim of a deal that never was, is nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import TypeAlias
 
-from attrs import evolve, frozen
+from attrs import define, evolve, field, frozen
 
-from ledger.model import Entry, Kind
+from ledger.authority import Authority
+from ledger.model import Body, Entry, Kind, Terms
+from ledger.statements import Dispute, Line, Refund
+from ledger.validity import fork_of
 
-PRECEDENCE: Mapping[Kind, int] = {Kind.SETTLE: 0, Kind.VOID: 1}
+PRECEDENCE: Mapping[Kind, int] = {Kind.RULING: 0, Kind.SETTLE: 1, Kind.VOID: 2, Kind.CLAIM: 3}
 """Which of several resolutions of one ALLOC counts: the lowest."""
 
 Deal: TypeAlias = tuple[bytes, bytes, bytes]
 """(id of the ALLOC, buyer, seller)"""
+Pair: TypeAlias = tuple[bytes, bytes]
+"""(buyer, seller)"""
 
 
 @frozen
@@ -32,6 +42,22 @@ class Account:
     pending_debit: int = 0
     forked: bool = False
     """It signed two entries for one place of its chain: proven, and for ever."""
+    claimed_debit: int = 0
+    """What sellers claim of it, on their word alone: part of *pending_debit*, not of *posted*."""
+    retired: bool = False
+    """Its key was revoked or rotated away."""
+
+
+@frozen
+class Between:
+    """What one buyer owes and has reserved with one seller: µcr."""
+
+    owed: int = 0
+    reserved: int = 0
+    claimed: int = 0
+    """Of what is reserved."""
+    refunded: int = 0
+    """What the seller owes the buyer by REFUNDs."""
 
 
 @frozen(order=True)
@@ -47,6 +73,36 @@ class Resolution:
     def amount(self) -> int:
         return -self.credit
 
+    @property
+    def is_claim(self) -> bool:
+        """Whether it is one side's word, which posts nothing and frees nothing."""
+        return self.precedence == PRECEDENCE[Kind.CLAIM]
+
+
+class Stage(Enum):
+    """How far a deal is."""
+
+    UNKNOWN = "unknown"
+    ALLOCATED = "allocated"
+    CLAIMED = "claimed"
+    VOID = "void"
+    SETTLED = "settled"
+    RULED = "ruled"
+
+
+_STAGES = {0: Stage.RULED, 1: Stage.SETTLED, 2: Stage.VOID, 3: Stage.CLAIMED}
+
+
+@frozen
+class Standing:
+    """What a set of entries says of one deal."""
+
+    stage: Stage = Stage.UNKNOWN
+    resolution: Resolution | None = None
+    used: int = 0
+    """µcr of work that the buyer agreed to on the way, by USE."""
+    disputed: bool = False
+
 
 def fold(entries: Iterable[Entry], net: bytes) -> Mapping[bytes, Account]:
     """The account of every key that *entries* of network *net* name; all must be valid."""
@@ -57,15 +113,40 @@ def fold(entries: Iterable[Entry], net: bytes) -> Mapping[bytes, Account]:
 
 
 def deal_of(entry: Entry) -> Deal:
-    """Which deal *entry* opens or resolves."""
-    body = entry.content
-    return (body.deal.ref or entry.id, body.author, body.peer)
+    """Which deal *entry*, whose terms are `Terms`, opens or is about."""
+    deal = entry.content.deal
+    return (deal.ref or entry.id, deal.buyer, deal.seller)
 
 
 def resolution_of(entry: Entry) -> Resolution:
-    """What a SETTLE or VOID says of its ALLOC."""
+    """What a RULING, SETTLE, VOID or CLAIM says of its ALLOC."""
     body = entry.content
     return Resolution(PRECEDENCE[body.kind], -body.deal.amount, entry.id)
+
+
+@define
+class _Case:
+    """All that is known of one deal."""
+
+    alloc: Terms | None = None
+    agreed: Resolution | None = None
+    """The first of the SETTLEs and VOIDs, which count by themselves: both parties signed."""
+    told: dict[bytes, Resolution] = field(factory=dict)
+    """The first of the CLAIMs and RULINGs on each version of the ALLOC's terms."""
+    used: int = 0
+    disputed: bool = False
+
+    def resolution(self) -> Resolution | None:
+        told = self.told.get(_frame(self.alloc)) if self.alloc and self.told else None
+        return min(filter(None, (self.agreed, told)), default=None)
+
+    def counts(self) -> tuple[int, int, int]:
+        """(owed, reserved, claimed)"""
+        first = self.resolution()
+        reserved = self.alloc.reserve if self.alloc else 0
+        if first is None:
+            return (0, reserved, 0)
+        return (0, reserved, first.amount) if first.is_claim else (first.amount, 0, 0)
 
 
 class Accounts:
@@ -73,9 +154,12 @@ class Accounts:
 
     def __init__(self, net: bytes) -> None:
         self.net = net
+        self.authority = Authority()
         self._accounts: dict[bytes, Account] = {}
-        self._reserves: dict[Deal, int] = {}
-        self._resolutions: dict[Deal, Resolution] = {}
+        self._between: dict[Pair, Between] = {}
+        self._cases: dict[Deal, _Case] = {}
+        self._refunds: set[bytes] = set()
+        self._lines: dict[Pair, tuple[int, int]] = {}
         self._places: dict[tuple[bytes, int], bytes] = {}
 
     def add(self, entry: Entry) -> None:
@@ -83,45 +167,160 @@ class Accounts:
         body = entry.content
         if body.net != self.net:
             return
+        if body.kind is Kind.FORKPROOF:
+            self._fork(fork_of(body)[0].content.author)
+            return
+        for key in filter(None, (body.author, body.peer)):
+            self._accounts.setdefault(key, Account())
         if self._places.setdefault((body.author, body.seq), entry.id) != entry.id:
-            self._accounts[body.author] = evolve(self.account(body.author), forked=True)
-        if body.kind is Kind.ALLOC:
-            self._reserve(deal_of(entry), body.deal.reserve)
-        else:
-            self._resolve(deal_of(entry), resolution_of(entry))
+            self._fork(body.author)
+        match body.kind:
+            case Kind.LINE:
+                self._set_line(body)
+            case Kind.KEYOP:
+                self.authority.add(body)
+            case Kind.REFUND:
+                self._refund(entry)
+            case Kind.HEAD:
+                pass
+            case _:
+                self._about(entry)
 
     def account(self, key: bytes) -> Account:
         """The account of *key*, known or not."""
-        return self._accounts.get(key, Account())
+        known = self._accounts.get(key, Account())
+        return evolve(known, retired=True) if self.authority.is_retired(key) else known
 
     def all(self) -> Mapping[bytes, Account]:
         """Every account, by key."""
-        return dict(sorted(self._accounts.items()))
+        return {key: self.account(key) for key in sorted(self._accounts)}
 
     def resolution(self, alloc: Entry) -> Resolution | None:
-        """How *alloc* ended, if it did."""
-        return self._resolutions.get(deal_of(alloc))
+        """How *alloc* ended, or is claimed to have, if so."""
+        return self.standing(deal_of(alloc)).resolution
 
-    def _reserve(self, deal: Deal, reserve: int) -> None:
-        if deal not in self._reserves:
-            self._reserves[deal] = reserve
-            self._move(deal, pending=0 if deal in self._resolutions else reserve)
+    def standing(self, deal: Deal) -> Standing:
+        """How far *deal* is."""
+        case = self._cases.get(deal, _Case())
+        first = case.resolution()
+        stage = Stage.ALLOCATED if case.alloc else Stage.UNKNOWN
+        stage = _STAGES[first.precedence] if first else stage
+        return Standing(stage, first, case.used, case.disputed)
 
-    def _resolve(self, deal: Deal, new: Resolution) -> None:
-        old = self._resolutions.get(deal)
-        if old is None:
-            self._resolutions[deal] = new
-            self._move(deal, posted=new.amount, pending=-self._reserves.get(deal, 0))
-        elif new < old:
-            self._resolutions[deal] = new
-            self._move(deal, posted=new.amount - old.amount)
+    def between(self, buyer: bytes, seller: bytes) -> Between:
+        """What *buyer* owes and has reserved with *seller*."""
+        return self._between.get((buyer, seller), Between())
 
-    def _move(self, deal: Deal, *, posted: int = 0, pending: int = 0) -> None:
+    def exposure(self, buyer: bytes, seller: bytes) -> int:
+        """What *seller* stands to lose by *buyer*, µcr: owed and reserved, less what it owes back.
+
+        What the seller has merely reserved with the buyer is not taken off. Below 0 it is ahead.
+        """
+        there, back = self.between(buyer, seller), self.between(seller, buyer)
+        return there.owed + there.reserved - there.refunded - back.owed + back.refunded
+
+    def line(self, buyer: bytes, seller: bytes) -> int:
+        """The credit line that *seller* last set *buyer*, µcr; 0 if it never did."""
+        _, withheld = self._lines.get((buyer, seller), (0, 0))
+        return -withheld
+
+    def refusal(self, buyer: bytes, seller: bytes, reserve: int, line: int | None = None) -> str:
+        """Why *seller* should not let *buyer* reserve that many µcr more; empty if it may.
+
+        *line* goes before the published one. This is tier T0: no entry that the seller has not
+        seen can raise its exposure above the line, since it signs none of the terms.
+        """
+        limit = self.line(buyer, seller) if line is None else line
+        account = self.account(buyer)
+        if account.forked:
+            return "it forked its chain"
+        if account.retired:
+            return "its key is retired"
+        exposure = self.exposure(buyer, seller)
+        if limit < Line.NO_LIMIT and exposure + reserve > limit:
+            return f"{exposure} µcr exposed and {reserve} asked for exceed the line of {limit}"
+        return ""
+
+    def may_spend(self, buyer: bytes, seller: bytes, reserve: int, line: int | None = None) -> bool:
+        """Whether there is no `refusal`."""
+        return not self.refusal(buyer, seller, reserve, line)
+
+    def _about(self, entry: Entry) -> None:
+        body = entry.content
+        if body.kind is Kind.DISPUTE:
+            ref = Dispute.decode(body.terms).ref
+            self._cases.setdefault((ref, body.author, body.peer), _Case()).disputed = True
+            return
+        deal = deal_of(entry)
+        case = self._cases.setdefault(deal, _Case())
+        before = case.counts()
+        match body.kind:
+            case Kind.ALLOC:
+                case.alloc = body.deal
+            case Kind.USE:
+                case.used = max(case.used, body.deal.amount)
+            case Kind.SETTLE | Kind.VOID:
+                case.agreed = min(filter(None, (case.agreed, resolution_of(entry))))
+            case _:
+                frame, new = _frame(body.deal), resolution_of(entry)
+                case.told[frame] = min(case.told.get(frame, new), new)
+        self._move(deal, before, case.counts())
+
+    def _move(self, deal: Deal, before: tuple[int, int, int], after: tuple[int, int, int]) -> None:
+        if before == after:
+            return
         _, buyer, seller = deal
-        payer, payee = self.account(buyer), self.account(seller)
+        owed, reserved, claimed = (new - old for old, new in zip(before, after, strict=True))
+        payer, pair = self._accounts.get(buyer, Account()), self.between(buyer, seller)
         self._accounts[buyer] = evolve(
             payer,
-            posted_debit=payer.posted_debit + posted,
-            pending_debit=payer.pending_debit + pending,
+            posted_debit=payer.posted_debit + owed,
+            pending_debit=payer.pending_debit + reserved,
+            claimed_debit=payer.claimed_debit + claimed,
         )
-        self._accounts[seller] = evolve(payee, posted_credit=payee.posted_credit + posted)
+        self._between[buyer, seller] = evolve(
+            pair,
+            owed=pair.owed + owed,
+            reserved=pair.reserved + reserved,
+            claimed=pair.claimed + claimed,
+        )
+        self._earn(seller, owed)
+
+    def _refund(self, entry: Entry) -> None:
+        if entry.id in self._refunds:
+            return
+        self._refunds.add(entry.id)
+        body = entry.content
+        amount = Refund.decode(body.terms).amount
+        payer, pair = self._accounts[body.author], self.between(body.peer, body.author)
+        self._accounts[body.author] = evolve(payer, posted_debit=payer.posted_debit + amount)
+        self._between[body.peer, body.author] = evolve(pair, refunded=pair.refunded + amount)
+        self._earn(body.peer, amount)
+
+    def _earn(self, key: bytes, amount: int) -> None:
+        payee = self._accounts.get(key, Account())
+        self._accounts[key] = evolve(payee, posted_credit=payee.posted_credit + amount)
+
+    def _set_line(self, body: Body) -> None:
+        # The later place on the seller's chain; on two arms of a fork the lower limit.
+        pair, new = (body.peer, body.author), (body.seq, -Line.decode(body.terms).limit)
+        self._lines[pair] = max(self._lines.get(pair, new), new)
+
+    def _fork(self, key: bytes) -> None:
+        self._accounts[key] = evolve(self._accounts.get(key, Account()), forked=True)
+
+
+def _frame(deal: Terms) -> bytes:
+    """What an ALLOC fixes of *deal*, as against what the run or an arbiter decides."""
+    return evolve(
+        deal,
+        outputs=(),
+        fuel=0,
+        amount=0,
+        exit=0,
+        escalations=(),
+        migrations=(),
+        start_ms=0,
+        end_ms=0,
+        ref=b"",
+    ).encode()

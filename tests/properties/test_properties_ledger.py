@@ -16,8 +16,10 @@ from ledger.chain import check_entry
 from ledger.codec import ENTRY_MAX, UINT_MAX, Value, pack, unpack
 from ledger.errors import BadEntry
 from ledger.model import Entry, Kind
-from ledger.state import Account, fold
+from ledger.state import Account, Accounts, fold
+from ledger.statements import Op, Refund
 from ledger.store import Store
+from ledger.validity import fork_of, prove_fork
 
 PARTIES = (ALICE, BOB, CAROL, DAVE)
 
@@ -82,53 +84,119 @@ def test_no_entry_survives_a_cut_or_an_addition(entry: bytes, data: some.DataObj
     assert not valid(entry[:place] + byte + entry[place:])
 
 
+DEALS = ("alloc", "alloc", "settle", "settle", "void", "fork")
+ALL = (*DEALS, "use", "claim", "dispute", "rule", "refund", "line", "revoke", "proof")
+
+
 @some.composite
-def histories(draw: some.DrawFn) -> list[Entry]:
-    """Entries of several buyers, with forks, voids, gaps and allocs resolved more than once."""
-    arms: list[tuple[Chain, list[tuple[Entry, Party]]]] = [(Chain(p), []) for p in PARTIES[:3]]
+def histories(draw: some.DrawFn, verbs: tuple[str, ...] = DEALS) -> list[Entry]:
+    """Entries of several authors, with forks, voids, gaps and allocs resolved more than once.
+
+    The arbiter of some deals is Dave; whoever sells also claims, refunds and sets lines.
+    """
+    arms: list[tuple[Chain, list[tuple[Entry, Party]]]] = [(Chain(p), []) for p in PARTIES]
+    chains = {arm[0].buyer.key: arm[0] for arm in arms}
+    allocs: list[tuple[Entry, Party]] = []
     entries: list[Entry] = []
     for _ in range(draw(some.integers(0, 12))):
-        chain, allocs = draw(some.sampled_from(arms))
-        verb = draw(some.sampled_from(("alloc", "alloc", "settle", "settle", "void", "fork")))
+        chain, mine = draw(some.sampled_from(arms[:3] + arms[4:]))
+        verb = draw(some.sampled_from(verbs))
+        other = draw(some.sampled_from([p for p in PARTIES[:3] if p != chain.buyer]))
         if verb == "fork":
-            arms.append((chain.fork(), list(allocs)))
-        elif verb == "alloc" or not allocs:
-            seller = draw(some.sampled_from([p for p in PARTIES if p != chain.buyer]))
-            allocs.append((chain.alloc(seller, price=draw(some.integers(0, 9))), seller))
-            entries.append(allocs[-1][0])
-        else:
-            alloc, seller = allocs.pop(draw(some.integers(0, len(allocs) - 1)))
+            arms.append((chain.fork(), list(mine)))
+        elif verb == "line":
+            entries.append(chain.line(other, draw(some.integers(0, 10**4))))
+        elif verb == "revoke":
+            entries.append(chain.keyop(Op.REVOKE, draw(some.sampled_from(PARTIES))))
+        elif verb == "proof":
+            twins = [a for a in entries for b in entries if is_fork(a, b)]
+            entries += filter(
+                None, (prove_fork(twins[0], b) for b in twins if is_fork(twins[0], b))
+            )
+        elif verb == "alloc" or not mine:
+            arbiter = draw(some.sampled_from((b"", DAVE.key)))
+            price = draw(some.integers(0, 9))
+            mine.append((chain.alloc(other, price=price, arbiter=arbiter), other))
+            allocs.append(mine[-1])
+            entries.append(mine[-1][0])
+        elif verb in ("settle", "void"):
+            alloc, seller = mine.pop(draw(some.integers(0, len(mine) - 1)))
             if verb == "void":
                 entries.append(chain.void(seller, alloc))
             else:
                 fuel = draw(some.integers(0, 10**10))
                 entries.append(chain.settle(seller, alloc, fuel=fuel))
+        else:
+            alloc, seller = draw(some.sampled_from(allocs))
+            fuel = draw(some.integers(0, 10**10))
+            if verb == "use":
+                alloc, seller = draw(some.sampled_from(mine))
+                entries.append(chain.use(seller, alloc, fuel=fuel))
+            elif verb == "claim":
+                entries.append(chains[seller.key].claim(alloc, fuel=fuel))
+            elif verb == "refund":
+                entries.append(chains[seller.key].refund(alloc, draw(some.integers(1, 99))))
+            elif verb == "dispute":
+                entries.append(chains[alloc.content.author].dispute(alloc, seller))
+            elif alloc.content.deal.arbiter:
+                amount = draw(some.integers(0, alloc.content.deal.reserve))
+                entries.append(chains[DAVE.key].rule(alloc, amount))
     return draw(some.lists(some.sampled_from(entries))) if entries else []
+
+
+def is_fork(a: Entry, b: Entry) -> bool:
+    one, other = a.content, b.content
+    return a != b and one.author != b"" and (one.author, one.seq) == (other.author, other.seq)
 
 
 def plain_fold(entries: list[Entry]) -> dict[bytes, Account]:
     """The same from the words of the rule, over the whole set at once."""
     unique = {entry.id: entry.content for entry in entries}
-    totals = {key: [0, 0, 0] for body in unique.values() for key in (body.author, body.peer)}
+    proofs = [body for body in unique.values() if body.kind is Kind.FORKPROOF]
+    forked = {fork_of(body)[1].content.author for body in proofs}
+    chained = {id: body for id, body in unique.items() if body.kind is not Kind.FORKPROOF}
+    keys = {key for body in chained.values() for key in (body.author, body.peer)} | forked
+    totals = {key: [0, 0, 0, 0] for key in keys - {b""}}
+    allocs = {id: body for id, body in chained.items() if body.kind is Kind.ALLOC}
+    rank = [Kind.RULING, Kind.SETTLE, Kind.VOID, Kind.CLAIM]
     counted = {}
-    for ref in {body.deal.ref for body in unique.values() if body.deal.ref}:
-        rivals = [(id, body) for id, body in unique.items() if body.deal.ref == ref]
-        settles = [rival for rival in rivals if rival[1].kind is Kind.SETTLE]
-        best = min(settles or rivals, key=lambda rival: (-rival[1].deal.amount, rival[0]))
-        counted[ref] = best[1]
-    for body in counted.values():
-        totals[body.author][0] += body.deal.amount
-        totals[body.peer][1] += body.deal.amount
-    for id, body in unique.items():
-        if body.kind is Kind.ALLOC and id not in counted:
+    for ref in {body.ref for body in chained.values() if body.kind in rank}:
+        rivals = [
+            (rank.index(body.kind), -body.deal.amount, id, body)
+            for id, body in chained.items()
+            if body.kind in rank
+            and body.ref == ref
+            # one side's word needs the deal that both signed
+            and (body.kind in (Kind.SETTLE, Kind.VOID) or ref in allocs)
+        ]
+        if rivals:
+            counted[ref] = min(rivals)[-1]
+    for ref, body in counted.items():
+        if body.kind is Kind.CLAIM:
+            totals[body.deal.buyer][3] += body.deal.amount
+            totals[body.deal.buyer][2] += allocs[ref].deal.reserve
+        else:
+            totals[body.deal.buyer][0] += body.deal.amount
+            totals[body.deal.seller][1] += body.deal.amount
+    for id, body in allocs.items():
+        if id not in counted:
             totals[body.author][2] += body.deal.reserve
-    places = [(body.author, body.seq) for body in unique.values()]
-    forked = {author for author, seq in places if places.count((author, seq)) > 1}
-    return {key: Account(*total, forked=key in forked) for key, total in totals.items()}
+    for body in chained.values():
+        if body.kind is Kind.REFUND:
+            totals[body.author][0] += Refund.decode(body.terms).amount
+            totals[body.peer][1] += Refund.decode(body.terms).amount
+    places = [(body.author, body.seq) for body in chained.values()]
+    forked |= {author for author, seq in places if places.count((author, seq)) > 1}
+    revokes = [body for body in chained.values() if body.kind is Kind.KEYOP]
+    retired = {body.peer for body in revokes if body.author == body.peer}
+    return {
+        key: Account(*sums[:3], key in forked, sums[3], key in retired)
+        for key, sums in totals.items()
+    }
 
 
-@settings(max_examples=150, deadline=None)
-@given(histories(), some.randoms(use_true_random=False))
+@settings(max_examples=250, deadline=None)
+@given(histories(ALL), some.randoms(use_true_random=False))
 def test_the_fold_is_what_the_rule_says_in_any_order(
     entries: list[Entry], dice: random.Random
 ) -> None:
@@ -138,11 +206,35 @@ def test_the_fold_is_what_the_rule_says_in_any_order(
     accounts = fold(again, NET)
     assert accounts == expected
     assert sum(a.posted_debit - a.posted_credit for a in accounts.values()) == 0
-    assert all(a.pending_debit >= 0 for a in accounts.values())
+    assert all(a.pending_debit >= a.claimed_debit >= 0 for a in accounts.values())
 
 
 @settings(max_examples=100, deadline=None)
-@given(histories(), histories())
+@given(histories(ALL), some.sampled_from(PARTIES), some.sampled_from(PARTIES))
+def test_exposure_is_what_each_pair_owes_and_reserves(
+    entries: list[Entry], buyer: Party, seller: Party
+) -> None:
+    whole = Accounts(NET)
+    for entry in entries:
+        whole.add(entry)
+    between = whole.between(buyer.key, seller.key)
+    exposure = whole.exposure(buyer.key, seller.key)
+    back = whole.between(seller.key, buyer.key)
+    assert exposure - between.reserved == -(whole.exposure(seller.key, buyer.key) - back.reserved)
+    account = whole.account(buyer.key)
+    pairs = [whole.between(buyer.key, other.key) for other in PARTIES]
+    assert sum(pair.reserved for pair in pairs) == account.pending_debit
+    assert sum(pair.claimed for pair in pairs) == account.claimed_debit
+    refunds = sum(whole.between(other.key, buyer.key).refunded for other in PARTIES)
+    assert sum(pair.owed for pair in pairs) + refunds == account.posted_debit
+    room = whole.line(buyer.key, seller.key) - exposure
+    if not account.forked and not account.retired:
+        assert whole.may_spend(buyer.key, seller.key, room) is True
+    assert whole.may_spend(buyer.key, seller.key, room + 1) is False
+
+
+@settings(max_examples=100, deadline=None)
+@given(histories(ALL), histories(ALL))
 def test_more_entries_never_take_back_a_fork(some_entries: list[Entry], more: list[Entry]) -> None:
     before, after = fold(some_entries, NET), fold(some_entries + more, NET)
     assert before.keys() <= after.keys()

@@ -8,8 +8,10 @@ from attrs import evolve, frozen
 from nacl.signing import SigningKey
 
 from ledger import chain
-from ledger.keys import terms_message
-from ledger.model import Entry, Terms, amount_of, reserve_of
+from ledger.keys import keyop_message, terms_message, use_message
+from ledger.model import Entry, Terms, accrued, amount_of, reserve_of
+from ledger.proof import Tree
+from ledger.statements import Dispute, KeyOp, Op, Refund
 
 NET = b"testnet1"
 WALL_MS = 1_790_000_000_000
@@ -83,8 +85,13 @@ def void_terms(alloc: Entry) -> Terms:
     return evolve(alloc.content.deal, fuel=0, exit=255, ref=alloc.id)
 
 
+def use_terms(alloc: Entry, fuel: int) -> Terms:
+    terms = evolve(alloc.content.deal, fuel=fuel, ref=alloc.id)
+    return evolve(terms, amount=accrued(terms))
+
+
 class Chain:
-    """A buyer's chain, which its sellers sign for."""
+    """An author's chain, which its peers sign for."""
 
     def __init__(self, buyer: Party, head: chain.Head | None = None, net: bytes = NET) -> None:
         self.buyer = buyer
@@ -124,6 +131,86 @@ class Chain:
             terms,
             seller.sign(terms_message(terms)),
             alloc=alloc,
+            wall_ms=WALL_MS,
+            sign=self.buyer.sign,
+        )
+        return entry
+
+    def use(self, seller: Party, alloc: Entry, fuel: int = 10**9) -> Entry:
+        terms = use_terms(alloc, fuel).encode()
+        self.head, entry = chain.use(
+            self.head,
+            terms,
+            seller.sign(use_message(terms)),
+            alloc=alloc,
+            wall_ms=WALL_MS,
+            sign=self.buyer.sign,
+        )
+        return entry
+
+    def claim(self, alloc: Entry, **changes: object) -> Entry:
+        """By the seller, whose chain this is."""
+        terms = settle_terms(alloc, **changes).encode()  # type: ignore[arg-type]
+        self.head, entry = chain.claim(
+            self.head, terms, alloc=alloc, wall_ms=WALL_MS, sign=self.buyer.sign
+        )
+        return entry
+
+    def rule(self, alloc: Entry, amount: int) -> Entry:
+        """By the arbiter, whose chain this is."""
+        terms = settle_terms(alloc, amount=amount).encode()
+        self.head, entry = chain.rule(
+            self.head, terms, alloc=alloc, wall_ms=WALL_MS, sign=self.buyer.sign
+        )
+        return entry
+
+    def dispute(self, about: Entry, seller: Party, reason: str = "no outputs") -> Entry:
+        statement = Dispute(ref=about.content.ref or about.id, about=about.id, reason=reason)
+        self.head, entry = chain.dispute(
+            self.head, statement, seller.key, wall_ms=WALL_MS, sign=self.buyer.sign
+        )
+        return entry
+
+    def refund(self, alloc: Entry, amount: int) -> Entry:
+        """By the seller, whose chain this is."""
+        self.head, entry = chain.refund(
+            self.head,
+            Refund(ref=alloc.id, amount=amount),
+            alloc.content.author,
+            wall_ms=WALL_MS,
+            sign=self.buyer.sign,
+        )
+        return entry
+
+    def line(self, buyer: Party, limit: int) -> Entry:
+        self.head, entry = chain.line(
+            self.head, limit, buyer.key, wall_ms=WALL_MS, sign=self.buyer.sign
+        )
+        return entry
+
+    def keyop(self, op: Op, subject: Party, commitment: bytes = b"") -> Entry:
+        statement = KeyOp(
+            op=op,
+            net=self.head.net,
+            owner=self.head.author,
+            subject=subject.key,
+            commitment=commitment,
+        )
+        agreed = op in (Op.DELEGATE, Op.ROTATE)
+        self.head, entry = chain.keyop(
+            self.head,
+            statement,
+            subject.sign(keyop_message(statement.encode())) if agreed else b"",
+            wall_ms=WALL_MS,
+            sign=self.buyer.sign,
+        )
+        return entry
+
+    def checkpoint(self, before: list[Entry]) -> Entry:
+        """A HEAD over *before*: all entries of this chain so far."""
+        self.head, entry = chain.checkpoint(
+            self.head,
+            Tree(entry.id for entry in before).root(),
             wall_ms=WALL_MS,
             sign=self.buyer.sign,
         )

@@ -11,12 +11,12 @@ from ledger_deals import ALICE, BOB, NET, Chain, alloc_terms, cid, settle_terms
 
 from ledger.codec import BODY_MAX, UINT_MAX, Value, pack, unpack
 from ledger.errors import BadEntry
+from ledger.fields import NAME_MAX
 from ledger.model import (
     ESCALATIONS_MAX,
     EXIT_MAX,
     INPUTS_MAX,
     MIGRATIONS_MAX,
-    NAME_MAX,
     OUTPUTS_MAX,
     TERMS_MAX,
     Body,
@@ -159,7 +159,7 @@ def test_a_body_out_of_range_is_refused_by_name(field: str, value: Value) -> Non
         Body.decode(with_body(**{field: value}))
 
 
-@pytest.mark.parametrize("kind", [0, 2, 5, 6, 7, 8, 9, 10, 11, 12, 13, UINT_MAX])
+@pytest.mark.parametrize("kind", [0, 13, 255, UINT_MAX])
 def test_a_kind_of_a_later_version_is_refused(kind: int) -> None:
     with pytest.raises(BadEntry, match=f"kind {kind} .*is not known to version 1"):
         Body.decode(with_body(kind=kind))

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from ledger_deals import ALICE, BOB, CAROL, NET, Chain, void_terms
+from collections.abc import Iterable
+from hashlib import sha256
+
+from attrs import evolve
+from ledger_deals import ALICE, BOB, CAROL, DAVE, NET, Chain, Party, settle_terms, void_terms
 
 from ledger import chain
 from ledger.keys import terms_message
-from ledger.model import Kind
-from ledger.state import Account, Accounts, fold
+from ledger.model import KINDS_KNOWN, Entry, Kind
+from ledger.state import Account, Accounts, Between, Stage, deal_of, fold
+from ledger.statements import Line, Op
+from ledger.validity import check_entry, prove_fork
+
+
+def accounts_of(entries: Iterable[Entry]) -> Accounts:
+    accounts = Accounts(NET)
+    for entry in entries:
+        accounts.add(entry)
+    return accounts
 
 
 def test_a_deal_moves_money_once_it_is_settled() -> None:
@@ -109,3 +122,159 @@ def test_an_entry_of_another_network_is_nothing_here() -> None:
     other = Chain(BOB, net=b"othernet").alloc(ALICE)
     assert fold([other], NET) == {}
     assert Accounts(NET).account(BOB.key) == Account()
+
+
+def test_a_claim_is_labelled_and_never_a_debt() -> None:
+    bob, alice = Chain(BOB), Chain(ALICE)
+    alloc = bob.alloc(ALICE)
+    claim = alice.claim(alloc)
+    for order in ([alloc, claim], [claim, alloc]):
+        accounts = accounts_of(order)
+        assert accounts.account(BOB.key) == Account(pending_debit=5040, claimed_debit=3540)
+        assert accounts.account(ALICE.key) == Account()
+        assert accounts.standing(deal_of(alloc)).stage is Stage.CLAIMED
+        assert accounts.between(BOB.key, ALICE.key) == Between(reserved=5040, claimed=3540)
+
+
+def test_a_claim_of_a_deal_that_never_was_is_nothing() -> None:
+    alloc = Chain(BOB).alloc(ALICE)
+    claim = Chain(ALICE).claim(alloc)
+    dear = Chain(ALICE).claim(Chain(BOB).alloc(ALICE, price=900))
+    forged = Chain(ALICE)
+    other = Chain(BOB).alloc(ALICE, price=900)
+    terms = evolve(settle_terms(other), ref=alloc.id).encode()
+    _, on_other_terms = chain._append(
+        forged.head, forged.head, Kind.CLAIM, terms, b"", 0, ALICE.sign, BOB.key
+    )
+    check_entry(on_other_terms, kinds=KINDS_KNOWN)
+    assert fold([claim], NET)[BOB.key] == Account()
+    assert fold([alloc, dear, on_other_terms], NET)[BOB.key] == Account(pending_debit=5040)
+
+
+def test_a_ruling_goes_before_a_settle_a_void_and_a_claim_in_any_order() -> None:
+    bob = Chain(BOB)
+    alloc = bob.alloc(ALICE, arbiter=CAROL.key)
+    twin = bob.fork()
+    entries = [
+        alloc,
+        Chain(ALICE).claim(alloc),
+        bob.void(ALICE, alloc),
+        twin.settle(ALICE, alloc),
+        Chain(CAROL).rule(alloc, 1234),
+    ]
+    told = [Stage.ALLOCATED, Stage.CLAIMED, Stage.VOID, Stage.SETTLED, Stage.RULED]
+    for count, stage in enumerate(told, 1):
+        for order in (entries[:count], entries[:count][::-1]):
+            standing = accounts_of(order).standing(deal_of(alloc))
+            assert standing.stage is stage
+    assert fold(entries, NET)[BOB.key] == Account(posted_debit=1234, forked=True)
+
+
+def test_only_the_arbiter_that_both_agreed_to_rules() -> None:
+    alloc = Chain(BOB).alloc(ALICE)
+    named = Chain(BOB).alloc(ALICE, arbiter=CAROL.key)
+    terms = evolve(settle_terms(named, amount=5040), ref=alloc.id).encode()
+    carol = Chain(CAROL)
+    _, ruling = chain._append(
+        carol.head, carol.head, Kind.RULING, terms, b"", 0, CAROL.sign, BOB.key
+    )
+    check_entry(ruling, kinds=KINDS_KNOWN)
+    assert fold([alloc, ruling], NET)[BOB.key] == Account(pending_debit=5040)
+
+
+def test_a_dispute_is_told_by_the_buyer_only() -> None:
+    alloc = Chain(BOB).alloc(ALICE)
+    claim = Chain(ALICE).claim(alloc)
+    assert (
+        not accounts_of([alloc, Chain(DAVE).dispute(claim, ALICE)])
+        .standing(deal_of(alloc))
+        .disputed
+    )
+    disputed = accounts_of([Chain(BOB).dispute(claim, ALICE), alloc, claim])
+    assert disputed.standing(deal_of(alloc)).disputed
+    assert disputed.account(BOB.key).claimed_debit == 3540
+
+
+def test_what_was_used_is_the_most_that_both_agreed_to() -> None:
+    bob = Chain(BOB)
+    alloc = bob.alloc(ALICE)
+    uses = [bob.use(ALICE, alloc, fuel=n * 10**9) for n in (1, 3, 2)]
+    for order in (uses, uses[::-1]):
+        accounts = accounts_of([alloc, *order])
+        assert accounts.standing(deal_of(alloc)).used == 1500
+        assert accounts.account(BOB.key) == Account(pending_debit=5040)
+
+
+def test_a_refund_is_the_sellers_debt_once() -> None:
+    bob, alice = Chain(BOB), Chain(ALICE)
+    alloc = bob.alloc(ALICE)
+    entries = [alloc, bob.settle(ALICE, alloc), alice.refund(alloc, 540)]
+    accounts = accounts_of(entries + entries)
+    assert accounts.account(ALICE.key) == Account(posted_debit=540, posted_credit=3540)
+    assert accounts.account(BOB.key) == Account(posted_debit=3540, posted_credit=540)
+    assert accounts.exposure(BOB.key, ALICE.key) == 3000
+    assert accounts.exposure(ALICE.key, BOB.key) == -3000
+
+
+def test_a_seller_lets_nobody_exceed_the_line_it_set() -> None:
+    bob, alice = Chain(BOB), Chain(ALICE)
+    alloc = bob.alloc(ALICE)
+    accounts = accounts_of([alloc])
+    assert not accounts.may_spend(BOB.key, ALICE.key, 1)
+    accounts.add(alice.line(BOB, 6000))
+    assert accounts.line(BOB.key, ALICE.key) == 6000
+    assert accounts.may_spend(BOB.key, ALICE.key, 960)
+    reason = accounts.refusal(BOB.key, ALICE.key, 961)
+    assert reason == "5040 µcr exposed and 961 asked for exceed the line of 6000"
+    assert not accounts.may_spend(BOB.key, CAROL.key, 1)
+    assert accounts.may_spend(BOB.key, ALICE.key, 961, line=6001)
+    accounts.add(alice.line(BOB, Line.NO_LIMIT))
+    assert accounts.may_spend(BOB.key, ALICE.key, 10**18)
+
+
+def test_the_last_line_counts_and_on_two_arms_the_lower() -> None:
+    alice = Chain(ALICE)
+    lines = [alice.line(BOB, 9000), alice.line(BOB, 5000)]
+    fork = Chain(ALICE, chain.Head.after(lines[0]))
+    for order in (lines, lines[::-1]):
+        assert accounts_of(order).line(BOB.key, ALICE.key) == 5000
+    arms = [*lines, fork.line(BOB, 7000)]
+    for order in (arms, arms[::-1]):
+        assert accounts_of(order).line(BOB.key, ALICE.key) == 5000
+
+
+def test_a_fork_proof_alone_stops_the_forkers_spending() -> None:
+    one, other = Chain(BOB).alloc(ALICE), Chain(BOB).alloc(CAROL)
+    proof = prove_fork(one, other)
+    assert proof is not None
+    assert fold([proof], NET) == {BOB.key: Account(forked=True)}
+    refusal = accounts_of([proof]).refusal(BOB.key, DAVE.key, 1, line=100)
+    assert refusal == "it forked its chain"
+
+
+def test_a_key_is_retired_by_itself_its_owner_or_its_recovery_key_and_nobody_else() -> None:
+    node, recovery = Party.named("node"), Party.named("recovery")
+    delegated = Chain(ALICE).keyop(Op.DELEGATE, node)
+    own = Chain(node)
+    known = [delegated, own.keyop(Op.RECOVERY, node, sha256(recovery.key).digest())]
+    others = [(Chain(who), who is not BOB) for who in (ALICE, recovery, BOB)]
+    for revoker, retired in [(own, True), *others]:
+        revoke = revoker.keyop(Op.REVOKE, node)
+        for order in ([*known, revoke], [revoke, *known]):
+            accounts = accounts_of(order)
+            assert accounts.account(node.key).retired is retired
+            assert (accounts.refusal(node.key, DAVE.key, 0) == "its key is retired") is retired
+            assert accounts.authority.owners(node.key) == {ALICE.key}
+    revoke = Chain(recovery).keyop(Op.REVOKE, node)
+    assert not accounts_of([revoke, delegated]).account(node.key).retired
+
+
+def test_a_rotated_key_has_an_heir_and_keeps_its_debts() -> None:
+    heir = Party.named("heir")
+    bob = Chain(BOB)
+    alloc = bob.alloc(ALICE)
+    entries = [alloc, bob.settle(ALICE, alloc), bob.keyop(Op.ROTATE, heir)]
+    accounts = accounts_of(entries)
+    assert accounts.authority.heirs(BOB.key) == {heir.key}
+    assert accounts.account(BOB.key) == Account(posted_debit=3540, retired=True)
+    assert accounts.account(heir.key) == Account()
