@@ -80,13 +80,15 @@ class Driver:
             await self._turn(await self._wait(), persist, perform)
 
     async def _wait(self) -> list[Event]:
-        """The next events: a due timer's, or what the inbox holds."""
+        """The next events: what is due first, since what came in may rest on it; then the inbox."""
         deadline = self._timers[0][0] if self._timers else math.inf
-        events: list[Event] = []
+        received: list[Event] = []
         with trio.move_on_at(deadline):
-            events.append(await self._events.receive())
+            received.append(await self._events.receive())
+        events: list[Event] = []
         while self._timers and self._timers[0][0] <= trio.current_time():
             events.append(heapq.heappop(self._timers)[2])
+        events += received
         while len(events) < BATCH_MAX:
             try:
                 events.append(self._events.receive_nowait())
