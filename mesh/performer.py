@@ -59,7 +59,7 @@ STREAMS_MAX = 8 << 20
 
 
 @define(eq=False)
-class _Hosting:
+class Hosting:
     """A run of ours that has not ended."""
 
     scope: trio.CancelScope = field(factory=trio.CancelScope)
@@ -86,6 +86,8 @@ class Performer:
         self.transfers = Tally()
         self.earned = 0
         """µcr settled in our favour, by the entries we hold."""
+        self.hostings: dict[tuple[TaskId, int], Hosting] = {}
+        """As many as the kernel sold room for."""
         self._driver = driver
         self._network = network
         self._blocks = blocks
@@ -95,7 +97,6 @@ class Performer:
         self._disk = trio.CapacityLimiter(1)  # its own: no reader or peer may hold up a commit
         self._broadcast = broadcast
         self._nursery = nursery
-        self._runs: dict[tuple[TaskId, int], _Hosting] = {}
         self._offers, self._offers_out = trio.open_memory_channel[bytes](1)
 
     async def persist(self, writes: Sequence[Durable]) -> None:
@@ -132,15 +133,15 @@ class Performer:
             case Gossip(signed):
                 self._gossip(codec.encode_signed_offer(signed))
             case Run(task, fence):
-                assert (task, fence) not in self._runs, action
-                self._runs[task, fence] = hosting = _Hosting()  # now: a StopRun may come next
+                assert (task, fence) not in self.hostings, action
+                self.hostings[task, fence] = hosting = Hosting()  # now: a StopRun may come next
                 self._nursery.start_soon(self._run, action, hosting)
             case PauseRun(task, fence):
                 self._pause(task, fence)
             case ContinueRun(task, fence):
                 self._continue(task, fence)
             case StopRun(task, fence):
-                if hosted := self._runs.get((task, fence)):
+                if hosted := self.hostings.get((task, fence)):
                     hosted.scope.cancel()
             case Collect():
                 self._nursery.start_soon(self._collect, action)
@@ -203,7 +204,7 @@ class Performer:
 
     async def give_up(self, reason: str) -> int:
         """Stop every run here by no fault of its task; how many there were."""
-        runs = list(self._runs.items())
+        runs = list(self.hostings.items())
         for (task, fence), hosting in runs:
             hosting.scope.cancel()
             await self._driver.post(RunLost(task, fence, reason))
@@ -223,16 +224,16 @@ class Performer:
 
     def _pause(self, task: TaskId, fence: int) -> None:
         """Wherever the run is: before its start it is held back, after it it is stopped."""
-        if hosting := self._runs.get((task, fence)):
+        if hosting := self.hostings.get((task, fence)):
             hosting.gate.close()
         self._workshop.supervisor.pause(_key(task, fence))
 
     def _continue(self, task: TaskId, fence: int) -> None:
-        if hosting := self._runs.get((task, fence)):
+        if hosting := self.hostings.get((task, fence)):
             hosting.gate.open()
         self._workshop.supervisor.resume(_key(task, fence))
 
-    async def _run(self, run: Run, hosting: _Hosting) -> None:
+    async def _run(self, run: Run, hosting: Hosting) -> None:
         key = (run.task, run.fence)
 
         def progress(fuel: int) -> None:
@@ -251,7 +252,7 @@ class Performer:
             except MeshError as error:
                 await self._driver.post(RunLost(run.task, run.fence, str(error)[:512]))
             finally:
-                del self._runs[key]
+                del self.hostings[key]
 
     async def _collect(self, collect: Collect) -> None:
         reason = ""

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, assert_never
+from typing import TypeAlias, TypeVar, assert_never
 
 from mesh import codec
 from mesh.errors import Corruption, PeerError, Unavailable
@@ -89,10 +89,6 @@ class Journal:
         self._database.close()
 
     def _read(self, query: str, *values: object) -> list[tuple[bytes, ...]]:
-        with _named_errors():
-            return self._database.execute(query, values).fetchall()
-
-    def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with _named_errors():
             return self._database.execute(query, values).fetchall()
 

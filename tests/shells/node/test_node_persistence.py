@@ -1,0 +1,98 @@
+"""What is written when, and what a crash between two of a node's files leaves."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from ledger_deals import ALICE, BOB, Chain
+from market_players import Table, order
+from node_hands import open_hands
+
+from ledger.errors import LedgerError
+from mesh.errors import Unavailable
+from mesh.ids import PeerId
+from mesh.market.accounts import open_allocs
+from mesh.market.order import State, TaskRecord
+from mesh.messages import Settled
+from mesh.node import _as_paid
+from mesh.sansio import AppendEntry, PersistTask
+
+RECORD = TaskRecord(order(PeerId(ALICE.key)), State.WAITING, submitted_ms=1)
+
+
+def jam(path: Path) -> sqlite3.Connection:
+    """Somebody else's transaction, for as long as it is open."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    return other
+
+
+async def test_a_record_is_durable_before_our_own_entry_that_it_tells_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledger.store.BUSY_WAIT_S", 0.1)
+    async with open_hands(tmp_path) as hands:
+        entry = Chain(BOB).alloc(ALICE)
+        other = jam(tmp_path / "ledger.sqlite")
+        with pytest.raises(LedgerError):
+            await hands.performer.persist(
+                [AppendEntry(entry.encode(), is_own=True), PersistTask(RECORD)]
+            )
+        other.close()
+        assert hands.journal.tasks(1) == [RECORD]
+        assert list(hands.ledger.entries()) == []
+
+
+async def test_a_receipt_is_durable_before_the_account_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.storage.journal.BUSY_WAIT_S", 0.1)
+    async with open_hands(tmp_path) as hands:
+        entry = Chain(BOB).alloc(ALICE)
+        other = jam(tmp_path / "node.sqlite")
+        with pytest.raises(Unavailable):
+            await hands.performer.persist(
+                [PersistTask(RECORD), AppendEntry(entry.encode(), is_own=False)]
+            )
+        other.close()
+        assert hands.journal.tasks(1) == []
+        assert list(hands.ledger.entries()) == [entry]
+
+
+async def test_a_receipt_that_comes_twice_is_earned_once(tmp_path: Path) -> None:
+    async with open_hands(tmp_path) as hands:
+        chain = Chain(BOB)
+        alloc = chain.alloc(ALICE)
+        settle = chain.settle(ALICE, alloc)
+        again = AppendEntry(settle.encode(), is_own=False)
+        await hands.performer.persist([AppendEntry(alloc.encode(), is_own=False), again, again])
+        await hands.performer.persist([again])
+        assert hands.performer.earned == settle.content.deal.amount
+
+
+def test_killed_between_record_and_payment_a_buyer_pays_once() -> None:
+    """The reverse left a paid task that still ran: after a ttl it was run, and paid, again."""
+    table = Table(3)
+    buyer = table["A"]
+    task = table.submit(buyer)
+    table.run(1.0)
+    executor = table.executor(task)
+    entries, head = list(buyer.entries), buyer._head
+    table.is_lost = lambda _from, _to, message: isinstance(message, Settled)
+    table.finish(executor, task)
+    told = buyer.records[task]
+    assert told.settle is not None
+    table.crash(buyer)
+    buyer.entries, buyer._head = entries, head  # the ledger never got it
+    buyer.records[task] = _as_paid(told, open_allocs(entries))
+    assert buyer.records[task].settle is None
+    assert buyer.records[task].amount == 0
+    table.is_lost = lambda *_: False
+    table.restart(buyer)
+    table.run(300.0)
+    assert [entry.content.kind.name for entry in buyer.entries] == ["ALLOC", "SETTLE"]
+    assert buyer.task(task).state is State.DONE
+    assert buyer.task(task).settle == buyer.entries[-1].id
+    assert executor.tenancies == {}
