@@ -50,7 +50,8 @@ TIER = "T0: no seller is owed more than the line it set; balances are sums, not 
 PRICE_MAX = 2**53
 STDOUT_MAX = 1 << 20
 DEADLINE_MS_MAX = 10 * 366 * 86_400_000
-TEXT_MAX = 512
+FEATURE_MAX = 64
+"""Characters: sixteen of the longest still leave room in an ask (codec.FRAME_MAX)."""
 """Characters of a text that peers and our own journal read back."""
 ADMISSION_S = 10.0
 PREPARATIONS_MAX = 2
@@ -126,6 +127,8 @@ class Desk:
             deadline_ms=request.deadline_ms,
         )
         async with self.broadcast.follow(task) as notices:
+            if task in self.kernel.records:  # its client asked twice at once
+                return task
             await self.driver.post(Submitted(order))
             with trio.move_on_after(ADMISSION_S) as waiting:
                 try:
@@ -417,8 +420,8 @@ def check_request(request: BidRequest) -> None:
         raise Refused(f"inputs: at most {INPUTS_MAX}", "put them into one folder")
     if len(request.name) > 128 or len(request.features) > 16:
         raise Refused("name or features: too long")
-    if any(len(feature) > TEXT_MAX for feature in request.features):
-        raise Refused(f"features: at most {TEXT_MAX} characters each")
+    if any(len(feature) > FEATURE_MAX for feature in request.features):
+        raise Refused(f"features: at most {FEATURE_MAX} characters each")
 
 
 def view_of(entry: Entry) -> ReceiptView:
