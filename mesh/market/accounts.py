@@ -78,8 +78,9 @@ class Accounts:
         """The highest fence of each task with an open award."""
         return dict(sorted(self._allocs))
 
-    def is_open(self, key: Key) -> bool:
-        return key in self._allocs
+    def is_open(self, peer: PeerId, key: Key) -> bool:
+        """Whether *peer* has an award that nothing has closed."""
+        return key in self._allocs and _seller(self._allocs[key]) == peer
 
     def alloc(self, key: Key, bid: Bid, wall_ms: int) -> tuple[Entry, Action]:
         """Sign the award of *bid*: its reserve is pending from now on."""

@@ -204,7 +204,7 @@ class Auctioneer:
         if closing:
             return [Send(peer, closing)]
         record = self._register.held_by(peer, done.task, done.fence)
-        if record is None or not self.accounts.is_open(key):
+        if record is None or not self.accounts.is_open(peer, key):
             return [self._revoke(peer, done.task, done.fence)]
         self.accounts.check(peer, done)
         sale = self._sales.get(done.task)
@@ -321,8 +321,8 @@ class Auctioneer:
         deadline = WakeAt(sale.deadline_at, Woken("deadline", order.task, 0))
         if record.state in (State.AWARDED, State.RUNNING):
             return [deadline, self._grant(order.task, now)]
-        # The round that may have been open is burnt: answers to it belong to another time. An award
-        # may be in the ledger alone, since money is written first.
+        # The round that may have been open is burnt: answers to it belong to another time. So is
+        # every fence of an award in the ledger, whether or not its record came to be written.
         round_ = max(record.round + 1, newest)
         self.records[order.task] = record = evolve(record, state=State.WAITING, round=round_)
         sale.ask_at = now + self._policy.ask_again_at_least_ms / 1000
@@ -491,14 +491,14 @@ class Auctioneer:
         if record is None:
             known = "superseded by a newer award" if task in self.records else "unknown task"
             return Send(peer, Revoked(task, fence, known, is_owed=False))
-        is_owed = record.state.is_final and self.accounts.is_open((task, fence))
+        is_owed = record.state.is_final and self.accounts.is_open(peer, (task, fence))
         return Send(peer, Revoked(task, fence, f"the task is {record.state}", is_owed=is_owed))
 
     def _finish(self, task: TaskId, state: State, reason: str) -> list[Action]:
         """End the task; whoever still runs it is told, and paid for what it burnt."""
         record = self.records[task]
         actions = self._register.end(task, state, reason)
-        is_unsettled = record.settle is None and self.accounts.is_open((task, record.fence))
-        if record.executor is not None and is_unsettled:
-            actions.append(self._revoke(record.executor, task, record.fence))
+        executor, fence = record.executor, record.fence
+        if record.settle is None and executor and self.accounts.is_open(executor, (task, fence)):
+            actions.append(self._revoke(executor, task, fence))
         return actions

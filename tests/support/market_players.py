@@ -220,6 +220,11 @@ class Player:
         """What the kernel does about a message."""
         return self.told(Received(sender, message), now)
 
+    def lose_entries(self, after: int) -> None:
+        """What a power cut between two files may do: the end of our chain was not written."""
+        del self.entries[after:]
+        self._head = Head.after(self.entries[-1])
+
     def woken(self, timer: str, task: TaskId | None, mark: int, now: float) -> list[Action]:
         return self.told(Woken(timer, task, mark), now)  # type: ignore[arg-type]
 

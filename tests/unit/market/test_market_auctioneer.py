@@ -726,7 +726,7 @@ def test_no_round_is_asked_twice_however_often_it_restarts(hall: Hall) -> None:
 
 
 def test_an_award_in_the_ledger_alone_does_not_stop_the_next(hall: Hall) -> None:
-    # Money is written first; a crash may come before the record, again and again.
+    # A crash came before its record was written, again and again.
     hall.submit()
     waiting = hall.buyer.records[hall.task]
     for boot in range(1, 4):
@@ -737,6 +737,20 @@ def test_an_award_in_the_ledger_alone_does_not_stop_the_next(hall: Hall) -> None
         actions = hall.bids(hall.sellers[0], ask, 20.0 * boot)
         assert one(actions, Awarded).fence == ask.round
     assert hall.kinds == [Kind.ALLOC] * 3
+
+
+def test_a_winner_is_never_paid_from_the_award_of_another(hall: Hall) -> None:
+    # The record of the second winner was written, and then the power went: before its award was,
+    # and before the first one's waiver.
+    award = hall.award()
+    hall.got(hall.sellers[0], hall.sellers[0].declined(award), 0.2)
+    second = next(seller for seller in hall.sellers if seller.peer == hall.record.executor)
+    hall.buyer.lose_entries(after=1)
+    hall.buyer.boot()
+    hall.buyer.told(Started(), 10.0)
+    revoked = one(hall.got(second, second.done(award), 11.0), Revoked)
+    assert not revoked.is_owed
+    assert one(hall.buyer.woken("accounts", None, 0, 60.0), Award) == award
 
 
 def test_a_restart_still_pays_for_what_was_done(hall: Hall) -> None:

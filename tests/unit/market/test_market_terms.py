@@ -222,8 +222,9 @@ def test_what_is_awarded_is_pending_until_it_is_closed() -> None:
     assert books.void(first)
     assert not books.void(first), "only once"
     assert (books.accounts.head.pending, books.accounts.head.posted) == (10_100, 0)
-    assert books.accounts.is_open((TASK, 2))
-    assert not books.accounts.is_open((TASK, 1))
+    assert books.accounts.is_open(SELLER.peer, (TASK, 2))
+    assert not books.accounts.is_open(SELLER.peer, (TASK, 1))
+    assert not books.accounts.is_open(BUYER.peer, (TASK, 2))
     assert open_allocs(books.entries) == {(TASK, 2): second}
     assert [entry.content.kind for entry in recent_closings(books.entries)] == [Kind.VOID]
 
