@@ -3,20 +3,30 @@
 An entry's id is its checksum: SQLite's own check sees few of the bits that flip, `scan` sees every
 one that touches an entry. Every commit is synchronous=FULL: an own entry that was acknowledged and
 then lost to a power cut would make us fork ourselves. Signatures are checked by the caller.
+
+An entry may be *vouched* for: a later one of its author's chain is signed and hashes to it, and
+nothing else of it was looked at yet. It counts in `holdings`, so that replicas can compare what
+they hold, and no other reader sees it until `add` brings it again, checked.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
-from ledger import keys
+from attrs import evolve
+
+from ledger import keys, schema
 from ledger.chain import Head, check_link
-from ledger.errors import BrokenChain, Corruption, LedgerError
+from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
+from ledger.filed import Filed, better, checked, vouched
+from ledger.glance import Glance
+from ledger.holdings import ChainKey, Holding, Total
 from ledger.keys import Verify, entry_message
 from ledger.model import Body, Entry, Kind
 
@@ -27,22 +37,7 @@ PAGE = 500
 
 _PAGE_BYTES = 8192  # entries of 500-700 bytes leave less of such a page empty: 8 % less disk
 _APPLICATION = 0x6D4C6431  # "mLd1": this SQLite file is ours
-_MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        "CREATE TABLE chain(chain INTEGER PRIMARY KEY, author BLOB NOT NULL, net BLOB NOT NULL)",
-        "CREATE UNIQUE INDEX chain_of ON chain(author, net)",
-        "CREATE TABLE entry(n INTEGER PRIMARY KEY, id BLOB NOT NULL, chain INTEGER NOT NULL,"
-        " seq INTEGER NOT NULL, nonce BLOB NOT NULL, ref BLOB,"
-        " body BLOB NOT NULL, sig BLOB NOT NULL)",
-        "CREATE UNIQUE INDEX entry_id ON entry(id)",
-        "CREATE INDEX entry_chain ON entry(chain, seq)",
-        "CREATE INDEX entry_nonce ON entry(nonce)",
-        "CREATE INDEX entry_ref ON entry(ref) WHERE ref IS NOT NULL",
-    ),
-)
-"""What makes schema n+1 of schema n. Append only; a file of schema n has run the first n. A kind
-that is new to the ledger is a new schema, so that a program that cannot read it says so."""
-
+_CLOSING = (Kind.SETTLE, Kind.VOID)
 _RESTORE = "move the file away and fetch the entries from other nodes again"
 _HINTS = {
     sqlite3.SQLITE_BUSY: ("the ledger is in use", "another process holds it: stop that one"),
@@ -52,6 +47,10 @@ _HINTS = {
     sqlite3.SQLITE_IOERR: ("the disk failed", "nothing was acknowledged: check the disk"),
     sqlite3.SQLITE_NOTADB: ("the file is not a ledger", "give another path"),
 }
+
+_SELECT = "SELECT n, id, body, sig FROM entry "
+_BY_ID = "substr(id, 1, 8) = substr(?1, 1, 8) AND id = ?1"
+_HOLDING = "author, net, height, top, top_id, count, sum, forked"
 
 _Row: TypeAlias = tuple[int, bytes, bytes, bytes]
 """(n, id, body, sig)"""
@@ -102,7 +101,7 @@ class Store:
             for entry in entries:
                 if self.entry(entry.id) is None:
                     self._check_own(entry)
-                    self._insert(entry)
+                    self._file([checked(entry)])
 
     def add(self, entries: Iterable[Entry]) -> int:
         """Keep others' *entries*, in any order and however often; how many were new.
@@ -111,16 +110,78 @@ class Store:
         signatures over one id the smallest is kept, so that replicas agree. Raises LedgerError.
         """
         with _telling_why(), _transaction(self._db):
-            return sum(self._insert(entry) for entry in entries)
+            return self._file(map(checked, entries))
+
+    def add_vouched(self, entries: Iterable[Glance]) -> int:
+        """Keep entries of which only their place and their author's word is known; how many."""
+        with _telling_why(), _transaction(self._db):
+            return self._file(map(vouched, entries))
+
+    def vouched(self, limit: int) -> tuple[Glance, ...]:
+        """Up to *limit* entries that nobody has checked yet, the oldest first."""
+        return tuple(map(_glance, self._rows("WHERE checked = 0 ORDER BY n LIMIT ?", limit)))
+
+    def drop_vouched(self, entry_ids: Iterable[bytes]) -> int:
+        """Forget entries that turned out to be no good before anybody saw them; how many."""
+        with _telling_why(), _transaction(self._db):
+            return sum(self._drop(entry_id) for entry_id in entry_ids)
+
+    def which(self, entry_ids: Sequence[bytes]) -> frozenset[bytes]:
+        """Those of *entry_ids* that are there, be they vouched for only."""
+        with _telling_why():
+            return frozenset(self._where(entry_ids))
 
     def entry(self, entry_id: bytes) -> Entry | None:
         """The entry of that id. Raises LedgerError."""
-        return next(self._read("WHERE id = ?", entry_id), None)
+        return next(self._read(f"WHERE {_BY_ID} AND checked", entry_id), None)
+
+    def holding(self, author: bytes, net: bytes) -> Holding:
+        """What is held of one chain. Raises LedgerError."""
+        return self._holding((author, net))[1]
+
+    def holdings(self) -> list[Holding]:
+        """What is held of every chain. Raises LedgerError."""
+        with _telling_why():
+            rows = self._db.execute(f"SELECT {_HOLDING} FROM chain").fetchall()  # noqa: S608
+        return [_held(*row) for row in rows]
+
+    def total(self) -> Total:
+        """What is held altogether: equal for equal stores. Raises LedgerError."""
+        totals = [holding.total for holding in self.holdings()]
+        return Total(sum(t.count for t in totals), sum(t.sum for t in totals) % 2**256)
+
+    def ids(self) -> list[tuple[int, bytes]]:
+        """(hlc, id) of every entry, in order. They are held in memory. Raises LedgerError."""
+        with _telling_why():
+            return sorted(self._db.execute("SELECT hlc, id FROM entry"))
+
+    def glances(self, author: bytes, net: bytes, start: int, stop: int) -> Iterator[Glance]:
+        """A chain's entries from seq *start* to below *stop*, all arms, vouched ones too."""
+        seq, n = start, 0
+        while rows := self._rows(
+            "JOIN chain USING (chain) WHERE author = ? AND net = ? AND (seq, entry.n) >= (?, ?)"
+            " AND seq < ? ORDER BY seq, entry.n LIMIT ?",
+            author,
+            net,
+            seq,
+            n,
+            stop,
+            PAGE,
+        ):
+            for row in rows:
+                glance = _glance(row)
+                yield glance
+            seq, n = glance.seq, rows[-1][0] + 1
+
+    def glance(self, entry_id: bytes) -> Glance | None:
+        """The entry of that id, be it vouched for only. Raises LedgerError."""
+        return next(map(_glance, self._rows(f"WHERE {_BY_ID}", entry_id)), None)
 
     def head(self, author: bytes, net: bytes) -> Head:
         """Where *author*'s chain on *net* ends: after the highest seq that we hold."""
         last = self._read(
-            "JOIN chain USING (chain) WHERE author = ? AND net = ? ORDER BY seq DESC, id LIMIT 1",
+            "JOIN chain USING (chain) WHERE author = ? AND net = ? AND checked"
+            " ORDER BY seq DESC, id LIMIT 1",
             author,
             net,
         )
@@ -130,7 +191,7 @@ class Store:
         """*author*'s entries by seq, all arms of a fork, gaps left out; on every network."""
         seq, n = after_seq + 1, 0
         while rows := self._rows(
-            "JOIN chain USING (chain) WHERE author = ? AND (seq, entry.n) >= (?, ?)"
+            "JOIN chain USING (chain) WHERE author = ? AND (seq, entry.n) >= (?, ?) AND checked"
             " ORDER BY seq, entry.n LIMIT ?",
             author,
             seq,
@@ -145,17 +206,19 @@ class Store:
     def newest(self, limit: int, nonce: bytes | None = None) -> tuple[Entry, ...]:
         """The last *limit* entries stored, newest first; of task *nonce*, if given."""
         if nonce is None:
-            return tuple(self._read("ORDER BY n DESC LIMIT ?", limit))
-        return tuple(self._read("WHERE nonce = ? ORDER BY n DESC LIMIT ?", nonce, limit))
+            return tuple(self._read("WHERE checked ORDER BY n DESC LIMIT ?", limit))
+        found = self._read("WHERE task = substr(?, 1, 4) ORDER BY n DESC", nonce)
+        return tuple(islice((e for e in found if e.content.nonce == nonce), limit))
 
     def resolutions(self, alloc_id: bytes) -> tuple[Entry, ...]:
-        """The SETTLEs and VOIDs that refer to the ALLOC, by id; state.py says which counts."""
-        return tuple(self._read("WHERE ref = ? ORDER BY id", alloc_id))
+        """The entries that refer to the ALLOC, by id; state.py says which counts."""
+        found = self._read("WHERE ref = substr(?, 1, 4) ORDER BY id", alloc_id)
+        return tuple(entry for entry in found if entry.content.ref == alloc_id)
 
     def entries(self) -> Iterator[Entry]:
         """All entries, in the order they were stored; what is added meanwhile comes last."""
         n = 0
-        while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
+        while rows := self._rows("WHERE n > ? AND checked ORDER BY n LIMIT ?", n, PAGE):
             n = rows[-1][0]
             yield from map(_entry, rows)
 
@@ -174,67 +237,133 @@ class Store:
             count += len(rows)
             for row in rows:
                 self._check_row(row, verify)
+        if count != self.total().count:
+            raise Corruption(f"{count} entries where {self.total().count} are counted", _RESTORE)
         return count
 
     def _check_own(self, entry: Entry) -> None:
         body = entry.content
-        alloc: Body | None = None
-        if body.kind is not Kind.ALLOC:
-            found = self.entry(body.deal.ref)
-            alloc = found.content if found else None
-            others = self.resolutions(body.deal.ref)
-            if any(other.content.author == body.author for other in others):
+        alloc = self.entry(body.ref) if body.ref else None
+        if body.kind in _CLOSING:
+            others = (other.content for other in self.resolutions(body.ref))
+            if any(o.author == body.author and o.kind in _CLOSING for o in others):
                 raise BrokenChain("the ALLOC is resolved already")
-        check_link(self.head(body.author, body.net), entry, alloc)
+        check_link(self.head(body.author, body.net), entry, alloc.content if alloc else None)
 
     def _check_row(self, row: _Row, verify: Verify) -> None:
         n, entry_id, _, _ = row
-        entry = _entry(row)
-        body = entry.content
-        columns = self._db.execute(
-            "SELECT net, author, seq, nonce, ref FROM entry JOIN chain USING (chain)"
+        *columns, is_checked = self._db.execute(
+            "SELECT author, net, seq, hlc, task, ref, checked FROM entry JOIN chain USING (chain)"
             " WHERE entry.n = ?",
             (n,),
-        ).fetchone()
-        if columns != (body.net, body.author, body.seq, body.deal.nonce, body.deal.ref or None):
+        ).fetchone() or (None,)
+        filed = checked(_entry(row)) if is_checked else vouched(_glance(row))
+        if columns != [*filed.key, filed.seq, filed.hlc, filed.task or None, filed.ref or None]:
             raise Corruption(f"entry r-{entry_id.hex()} is filed under the wrong key", _RESTORE)
-        if not verify(body.author, entry_message(entry_id), entry.sig):
+        author = filed.key[0]
+        if is_checked and author and not verify(author, entry_message(entry_id), filed.sig):
             raise Corruption(f"entry r-{entry_id.hex()} has a damaged signature", _RESTORE)
 
-    def _insert(self, entry: Entry) -> bool:
-        body = entry.content
-        self._db.execute(
-            "INSERT OR IGNORE INTO chain(author, net) VALUES (?, ?)", (body.author, body.net)
+    def _file(self, entries: Iterable[Filed]) -> int:
+        """Insert what is new, and look at what is not; how many were new."""
+        unique: dict[bytes, Filed] = {}
+        for filed in entries:
+            unique[filed.id] = better(filed, unique.get(filed.id, filed))
+        for entry_id, n in self._where(list(unique)).items():
+            filed = unique.pop(entry_id)
+            if filed.is_checked:
+                self._db.execute(
+                    "UPDATE entry SET sig = ?1, checked = 1, task = ?2, ref = ?3"
+                    " WHERE n = ?4 AND (NOT checked OR sig > ?1)",
+                    (filed.sig, filed.task or None, filed.ref or None, n),
+                )
+        chains: dict[ChainKey, list[Filed]] = {}
+        for filed in unique.values():
+            chains.setdefault(filed.key, []).append(filed)
+        for key, several in chains.items():
+            self._extend(key, several)
+        return len(unique)
+
+    def _extend(self, key: ChainKey, several: list[Filed]) -> None:
+        """File new entries of one chain, and what is held of it."""
+        found, holding = self._holding(key)
+        chain = found if found is not None else self._new_chain(key)
+        self._db.executemany(
+            "INSERT INTO entry(id, chain, seq, hlc, checked, task, ref, body, sig)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    f.id,
+                    chain,
+                    f.seq,
+                    f.hlc,
+                    f.is_checked,
+                    f.task or None,
+                    f.ref or None,
+                    f.body,
+                    f.sig,
+                )
+                for f in several
+            ],
         )
-        cursor = self._db.execute(
-            "INSERT INTO entry(id, chain, seq, nonce, ref, body, sig)"
-            " SELECT ?, chain, ?, ?, ?, ?, ? FROM chain WHERE author = ? AND net = ?"
-            " ON CONFLICT(id) DO NOTHING",
-            (
-                entry.id,
-                body.seq,
-                body.deal.nonce,
-                body.deal.ref or None,
-                entry.body,
-                entry.sig,
-                body.author,
-                body.net,
-            ),
+        forked, top = holding.forked, holding.top
+        for filed in several:
+            holding = holding.topped(filed.seq, filed.id)
+            top, was = max(top, filed.seq + 1), top
+            if filed.seq < was and key[0]:
+                forked = forked or self._is_fork(chain, filed.seq)
+        height, total = _height(self._db, chain, holding.height), holding.total
+        total = total.plus(filed.id for filed in several)
+        _write(self._db, chain, evolve(holding, height=height, total=total, forked=forked))
+
+    def _new_chain(self, key: ChainKey) -> int:
+        cursor = self._db.execute("INSERT INTO chain(author, net) VALUES (?, ?)", key)
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def _drop(self, entry_id: bytes) -> bool:
+        row = self._db.execute(
+            f"SELECT n, chain FROM entry WHERE {_BY_ID} AND NOT checked",  # noqa: S608
+            (entry_id,),
+        ).fetchone()
+        if row is None:
+            return False
+        self._db.execute("DELETE FROM entry WHERE n = ?", row[:1])
+        _recount(self._db, row[1])
+        return True
+
+    def _holding(self, key: ChainKey) -> tuple[int | None, Holding]:
+        with _telling_why():
+            row = self._db.execute(
+                f"SELECT chain, {_HOLDING} FROM chain WHERE author = ? AND net = ?",  # noqa: S608
+                key,
+            ).fetchone()
+        return (row[0], _held(*row[1:])) if row else (None, Holding(*key))
+
+    def _is_fork(self, chain: int, seq: int) -> bool:
+        found = self._db.execute(
+            "SELECT 1 FROM entry WHERE chain = ? AND seq = ? LIMIT 2", (chain, seq)
         )
-        if cursor.rowcount:
-            return True
-        self._db.execute(
-            "UPDATE entry SET sig = ?1 WHERE id = ?2 AND sig > ?1", (entry.sig, entry.id)
-        )
-        return False
+        return len(found.fetchall()) > 1
+
+    def _where(self, entry_ids: Sequence[bytes]) -> dict[bytes, int]:
+        """The row of each of these that is there."""
+        found: dict[bytes, int] = {}
+        for at in range(0, len(entry_ids), PAGE):
+            page = entry_ids[at : at + PAGE]
+            marks = ",".join("?" * len(page))
+            query = f"SELECT id, n FROM entry WHERE substr(id, 1, 8) IN ({marks})"  # noqa: S608
+            found.update(self._db.execute(query, [entry_id[:8] for entry_id in page]))
+        return {entry_id: found[entry_id] for entry_id in entry_ids if entry_id in found}
 
     def _read(self, where: str, *values: object) -> Iterator[Entry]:
-        return map(_entry, self._rows(where, *values))
+        """Entries one by one, for a caller that stops in time; nobody may write meanwhile."""
+        with _telling_why():
+            yield from map(_entry, self._db.execute(_SELECT + where, values))
 
     def _rows(self, where: str, *values: object) -> list[_Row]:
         with _telling_why():
-            query = "SELECT n, id, body, sig FROM entry " + where  # noqa: S608 (our own text)
-            return self._db.execute(query, values).fetchall()
+            return self._db.execute(_SELECT + where, values).fetchall()
 
 
 def _entry(row: _Row) -> Entry:
@@ -245,6 +374,73 @@ def _entry(row: _Row) -> Entry:
     return entry
 
 
+def _glance(row: _Row) -> Glance:
+    _, entry_id, body, sig = row
+    try:
+        glance = Glance.of(body, sig)
+    except BadEntry:
+        glance = None
+    if glance is None or glance.id != entry_id:
+        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", _RESTORE)
+    return glance
+
+
+def _held(
+    author: bytes,
+    net: bytes,
+    height: int,
+    top: int,
+    top_id: bytes,
+    count: int,
+    total: bytes,
+    forked: int,
+) -> Holding:
+    held = Total(count, int.from_bytes(total, "big"))
+    return Holding(author, net, height, top, top_id, held, bool(forked))
+
+
+def _write(db: sqlite3.Connection, chain: int, holding: Holding) -> None:
+    db.execute(
+        "UPDATE chain SET height = ?, top = ?, top_id = ?, count = ?, sum = ?, forked = ?"
+        " WHERE chain = ?",
+        (
+            holding.height,
+            holding.top,
+            holding.top_id,
+            holding.total.count,
+            holding.total.sum.to_bytes(32, "big"),
+            holding.forked,
+            chain,
+        ),
+    )
+
+
+def _height(db: sqlite3.Connection, chain: int, height: int) -> int:
+    """The first seq from *height* on that is missing."""
+    places = db.execute(
+        "SELECT DISTINCT seq FROM entry WHERE chain = ? AND seq >= ? ORDER BY seq", (chain, height)
+    )
+    for (seq,) in places:
+        if seq != height:
+            break
+        height += 1
+    return height
+
+
+def _recount(db: sqlite3.Connection, chain: int) -> None:
+    """What is held of a chain, from its entries; that it forked once is not forgotten."""
+    author, net, forked = db.execute(
+        "SELECT author, net, forked FROM chain WHERE chain = ?", (chain,)
+    ).fetchone()
+    places = db.execute("SELECT seq, id FROM entry WHERE chain = ?", (chain,)).fetchall()
+    holding = Holding(author, net, _height(db, chain, 0), forked=bool(forked))
+    for seq, entry_id in places:
+        holding = holding.topped(seq, entry_id)
+    twice = author != b"" and len({seq for seq, _ in places}) < len(places)
+    total = Total().plus(entry_id for _, entry_id in places)
+    _write(db, chain, evolve(holding, total=total, forked=holding.forked or twice))
+
+
 def _prepare(db: sqlite3.Connection) -> None:
     (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     (application,) = db.execute("PRAGMA application_id").fetchone()
@@ -253,18 +449,22 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
+    db.create_function("hlc_of", 1, lambda body: Body.decode(body).hlc)
     with _transaction(db):
-        (schema,) = db.execute("PRAGMA user_version").fetchone()
-        if schema > len(_MIGRATIONS):
+        (known,) = db.execute("PRAGMA user_version").fetchone()
+        if known > len(schema.MIGRATIONS):
             raise LedgerError(
-                f"the ledger has schema {schema}, this program knows {len(_MIGRATIONS)}",
+                f"the ledger has schema {known}, this program knows {len(schema.MIGRATIONS)}",
                 "a newer version wrote it: use that one or a newer one",
             )
-        for statements in _MIGRATIONS[schema:]:
+        for statements in schema.MIGRATIONS[known:]:
             for statement in statements:
                 db.execute(statement)
+        if 0 < known < schema.COUNTED_SINCE:
+            for (chain,) in db.execute("SELECT chain FROM chain").fetchall():
+                _recount(db, chain)
         db.execute(f"PRAGMA application_id = {_APPLICATION}")
-        db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+        db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS)}")
 
 
 @contextmanager

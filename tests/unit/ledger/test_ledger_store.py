@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ledger_deals import ALICE, BOB, CAROL, NET, Chain
+from ledger_deals import ALICE, BOB, CAROL, DAVE, NET, Chain
 
+from ledger import schema
 from ledger import store as store_module
 from ledger.chain import Head
 from ledger.errors import BrokenChain, Corruption, LedgerError
+from ledger.glance import Glance
+from ledger.holdings import ChainKey, Holding, Total
 from ledger.model import Entry
 from ledger.state import fold
 from ledger.store import PAGE, Store
+
+DATA = Path(__file__).parents[2] / "data" / "ledger"
 
 
 @pytest.fixture
@@ -186,13 +192,13 @@ def test_a_damaged_entry_is_not_served(path: Path) -> None:
             store.entry(entries[0].id)
 
 
-@pytest.mark.parametrize("column", ["seq", "nonce", "ref", "chain"])
+@pytest.mark.parametrize("column", ["seq", "hlc", "task", "ref", "chain"])
 def test_an_entry_filed_under_the_wrong_key_is_found(path: Path, column: str) -> None:
     entries = filled(path, deals=1)
     with Store.open(path) as store:
         store.add([Chain(CAROL).alloc(ALICE)])
     with sqlite3.connect(path) as db:
-        value = 2 if column in ("seq", "chain") else b"elsewhere"
+        value = 2 if column in ("seq", "hlc", "chain") else b"elsewhere"
         db.execute(f"UPDATE entry SET {column} = ? WHERE id = ?", (value, entries[0].id))
     db.close()
     with Store.open(path) as store, pytest.raises(Corruption, match="under the wrong key"):
@@ -216,17 +222,148 @@ def test_a_newer_schema_is_refused_with_the_way_out(path: Path) -> None:
         Store.open(path)
 
 
-def test_an_older_schema_is_brought_up_to_date(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_schema_1_is_brought_up_to_date(path: Path) -> None:
+    """tests/data/ledger/schema1.sql was made by the program of its time."""
+    with sqlite3.connect(path) as db:
+        db.executescript((DATA / "schema1.sql").read_text())
+        before = db.execute("SELECT n, body, sig FROM entry ORDER BY n").fetchall()
+    db.close()
+    for _ in range(2):
+        with Store.open(path) as store:
+            entries = list(store.entries())
+            assert [(entry.body, entry.sig) for entry in entries] == [row[1:] for row in before]
+            assert store.scan() == len(entries) == 7
+            assert store.total() == Total().plus(entry.id for entry in entries)
+            bob, carol = (store.holding(party.key, NET) for party in (BOB, CAROL))
+            assert (bob.height, bob.top, bob.total.count, bob.forked) == (4, 4, 5, True)
+            assert (carol.height, carol.top, carol.total.count, carol.forked) == (1, 3, 2, False)
+            assert store.resolutions(entries[0].id) == (entries[1],)
+            assert len(store.newest(99, entries[0].content.nonce)) == 7
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
+    db.close()
+
+
+def test_schemas_are_appended_one_after_the_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entries = filled(path)
-    newer = (*store_module._MIGRATIONS, ("CREATE TABLE witness(n INTEGER PRIMARY KEY)",))
-    monkeypatch.setattr(store_module, "_MIGRATIONS", newer)
+    newer = (*schema.MIGRATIONS, ("CREATE TABLE witness(n INTEGER PRIMARY KEY)",))
+    monkeypatch.setattr(schema, "MIGRATIONS", newer)
     for _ in range(2):
         with Store.open(path) as store:
             assert list(store.entries()) == entries
     with sqlite3.connect(path) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("PRAGMA user_version").fetchone() == (len(newer),)
         assert db.execute("SELECT count(*) FROM witness").fetchone() == (0,)
     db.close()
+
+
+def recounted(store: Store) -> dict[ChainKey, Holding]:
+    """The holdings from the entries, the plain way."""
+    chains: dict[ChainKey, set[tuple[int, bytes]]] = {}
+    for _, entry_id in store.ids():
+        glance = store.glance(entry_id)
+        assert glance is not None
+        chains.setdefault(glance.key, set()).add((glance.seq, glance.id))
+    holdings = {}
+    for key, places in chains.items():
+        seqs = {seq for seq, _ in places}
+        top = max(seqs)
+        holdings[key] = Holding(
+            *key,
+            height=next(seq for seq in range(top + 2) if seq not in seqs),
+            top=top + 1,
+            top_id=min(entry_id for seq, entry_id in places if seq == top),
+            total=Total().plus(entry_id for _, entry_id in places),
+            forked=len(seqs) < len(places),
+        )
+    return holdings
+
+
+def test_what_is_held_of_each_chain_is_counted_as_it_comes(store: Store) -> None:
+    bob, carol = Chain(BOB), Chain(CAROL)
+    entries = [bob.alloc(ALICE) for _ in range(6)] + [carol.alloc(ALICE)]
+    arms = [bob.fork() for _ in range(2)]
+    entries += [bob.alloc(ALICE), arms[0].alloc(CAROL), arms[1].alloc(DAVE)]
+    dice = random.Random(5)
+    dice.shuffle(entries)
+    while entries:
+        store.add([entries.pop() for _ in range(min(len(entries), dice.randrange(1, 4)))])
+        assert {holding.key: holding for holding in store.holdings()} == recounted(store)
+    assert store.holding(BOB.key, NET).forked
+    assert not store.holding(CAROL.key, NET).forked
+    assert store.holding(DAVE.key, NET) == Holding(DAVE.key, NET)
+    assert store.total().count == 10
+
+
+def test_a_vouched_entry_is_held_but_nobody_reads_it_until_it_is_checked(store: Store) -> None:
+    bob = Chain(BOB)
+    alloc = bob.alloc(ALICE)
+    settle = bob.settle(ALICE, alloc)
+    glances = [Glance.decode(entry.encode()) for entry in (alloc, settle)]
+    assert store.add_vouched([*glances, *glances]) == 2
+    assert store.holding(BOB.key, NET).height == 2
+    assert list(store.glances(BOB.key, NET, 0, 9)) == glances
+    assert store.which([bytes(32), settle.id]) == {settle.id}
+    assert store.scan() == 2
+    assert (store.entry(alloc.id), store.newest(9), store.resolutions(alloc.id)) == (None, (), ())
+    assert (list(store.entries()), list(store.chain(BOB.key))) == ([], [])
+    assert store.head(BOB.key, NET) == Head.start(BOB.key, NET)
+    assert store.vouched(9) == tuple(glances)
+    assert store.add([settle, alloc]) == 0
+    assert store.add_vouched(glances) == 0
+    assert store.vouched(9) == ()
+    assert store.resolutions(alloc.id) == (settle,)
+    assert store.newest(1, alloc.content.nonce) == (settle,)
+    assert list(store.entries()) == [alloc, settle]
+
+
+def test_a_checked_signature_replaces_one_that_was_vouched_for(store: Store) -> None:
+    alloc = Chain(BOB).alloc(ALICE)
+    store.add_vouched([Glance.of(alloc.body, bytes(64))])
+    store.add([alloc])
+    assert store.entry(alloc.id) == alloc
+    store.add_vouched([Glance.of(alloc.body, bytes(64))])
+    assert store.entry(alloc.id) == alloc
+
+
+def test_a_vouched_entry_that_is_no_good_is_forgotten(store: Store) -> None:
+    bob = Chain(BOB)
+    entries = [bob.alloc(ALICE) for _ in range(4)]
+    store.add(entries[:1])
+    store.add_vouched(Glance.decode(entry.encode()) for entry in entries)
+    assert store.drop_vouched([entries[0].id, entries[2].id, bytes(32)]) == 1
+    assert {holding.key: holding for holding in store.holdings()} == recounted(store)
+    assert store.holding(BOB.key, NET).height == 2
+    assert store.scan() == 3
+
+
+def test_entries_whose_keys_begin_alike_are_told_apart(store: Store) -> None:
+    bob = Chain(BOB)
+    one, other = (bob.alloc(ALICE, nonce=b"task" + bytes([n]) * 12) for n in range(2))
+    settle = bob.settle(ALICE, one)
+    store.add([one, other, settle])
+    assert store.newest(9, one.content.nonce) == (settle, one)
+    assert store.newest(9, other.content.nonce) == (other,)
+    assert store.entry(one.id[:8] + bytes(24)) is None
+    assert store.resolutions(one.id[:4] + bytes(28)) == ()
+
+
+def test_ids_come_by_their_clocks(store: Store) -> None:
+    bob = Chain(BOB)
+    entries = [bob.alloc(ALICE) for _ in range(5)]
+    store.add(entries[::-1])
+    assert store.ids() == [(entry.content.hlc, entry.id) for entry in entries]
+
+
+def test_a_wrong_count_is_found(path: Path) -> None:
+    filled(path, deals=1)
+    with sqlite3.connect(path) as db:
+        db.execute("DELETE FROM entry WHERE n = 1")
+    db.close()
+    with Store.open(path) as store, pytest.raises(Corruption, match="1 entries where 2"):
+        store.scan()
 
 
 def test_another_kind_of_file_is_refused_and_left_alone(path: Path) -> None:

@@ -1,0 +1,86 @@
+"""An entry at a glance: its place on its author's chain, before anything else of it is looked at.
+
+Enough to see what links to what: an id is a hash, so an author's signature of one entry vouches
+for every entry below it. Whether an entry is valid takes `Entry.decode` and `chain.check_entry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+
+from attrs import frozen
+
+from ledger.codec import BODY_MAX, ENTRY_MAX, unpack
+from ledger.errors import BadEntry
+from ledger.holdings import ChainKey
+from ledger.keys import SIGNATURE_LENGTH
+from ledger.model import Entry
+
+_FIELDS = 13
+
+
+@frozen
+class Glance:
+    """Canonical bytes whose first fields are those of a body; the rest may be anything."""
+
+    id: bytes
+    key: ChainKey
+    """(author, net)"""
+    seq: int
+    prev: bytes
+    hlc: int
+    body: bytes
+    sig: bytes
+
+    @staticmethod
+    def decode(data: bytes) -> Glance:
+        """The entry that *data* encodes. Raises BadEntry."""
+        envelope = opened(data)
+        return Glance.of(envelope.body, envelope.sig)
+
+    @staticmethod
+    def of(body: bytes, sig: bytes) -> Glance:
+        """The entry of these two. Raises BadEntry."""
+        match unpack(body, BODY_MAX):
+            case (1, bytes(net), int(), bytes(author), int(seq), bytes(prev), int(hlc), *rest) if (
+                len(rest) == _FIELDS - 7
+                and len(net) == 8
+                and len(author) in (0, 32)
+                and len(prev) == 32
+            ):
+                return Glance(sha256(body).digest(), (author, net), seq, prev, hlc, body, sig)
+            case _:
+                raise BadEntry("body: not what a body begins with")
+
+    def entry(self) -> Entry:
+        """The entry; its content is yet to be decoded."""
+        return Entry(self.body, self.sig)
+
+    def follows(self, before: Glance) -> bool:
+        """Whether it says that *before* is the entry before it."""
+        return (self.key, self.prev, self.seq) == (before.key, before.id, before.seq + 1)
+
+
+def opened(data: bytes) -> Entry:
+    """The entry that *data*, at most `ENTRY_MAX` bytes, encodes; its content is yet to be decoded.
+
+    Raises BadEntry.
+    """
+    match unpack(data, ENTRY_MAX):
+        case (bytes(body), bytes(sig)) if len(sig) == SIGNATURE_LENGTH:
+            return Entry(body, sig)
+        case _:
+            raise BadEntry("entry: not a body and a signature")
+
+
+def runs(glances: Iterable[Glance]) -> Iterator[list[Glance]]:
+    """*glances* in runs, each as long as can be, of entries that follow one another."""
+    run: list[Glance] = []
+    for glance in glances:
+        if run and not glance.follows(run[-1]):
+            yield run
+            run = []
+        run.append(glance)
+    if run:
+        yield run

@@ -1,0 +1,308 @@
+"""How entries from others get into the store: what is cheap is checked first, and once.
+
+size → id → *have it already?* → strict decode and terms → signatures, in threads → one writer.
+Whatever arrives from elsewhere may be wrong in any way: it is refused and counted, never raised.
+
+Two things here are policy of this replica and no rule about entries, or replicas would differ for
+ever: an entry from the future waits in a bounded queue, and a chain that forked, whose author can
+make entries without end, has a budget.
+
+In a cold start a chain comes as runs of entries that link. The signature of a run's last entry is
+checked, and vouches for all before it; what is vouched for waits in the store for `check`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from types import TracebackType
+from typing import TypeAlias, TypeVar
+
+from attrs import asdict, field, frozen, mutable
+
+from ledger import keys
+from ledger.chain import check_deal, check_signatures
+from ledger.errors import BadEntry
+from ledger.glance import Glance, opened, runs
+from ledger.holdings import ChainKey
+from ledger.keys import Verify
+from ledger.model import Entry
+from ledger.store import Store
+
+CHUNK = 64
+"""Entries whose signatures one thread checks at a time: few enough to share, enough to be worth a
+hop to another thread."""
+THREADS = 4
+"""That check signatures, if nobody else lends any."""
+FUTURE_MAX_MS = 5 * 60_000
+"""How far ahead of ours an entry's clock may be."""
+EARLY_MAX = 1024
+"""Entries from the future that wait; the farthest go first."""
+FORKED_PER_HOUR = 256
+"""Entries of one forked chain that are taken in an hour."""
+FORKED_KEPT_MAX = 4096
+"""Forked chains whose hour is remembered, and authors whose word is not taken."""
+
+_HOUR_MS = 3_600_000
+
+T = TypeVar("T")
+V = TypeVar("V")
+Spread: TypeAlias = Callable[
+    [Callable[[Sequence[Entry]], list[bool]], Sequence[Sequence[Entry]]], Iterable[list[bool]]
+]
+"""As the built-in `map`: of each chunk of entries, which ones are signed; in threads or not."""
+
+
+@frozen
+class Merged:
+    """What became of a batch."""
+
+    entries: tuple[Entry, ...] = ()
+    """New, checked and durable: what to fold, and to tell others."""
+    vouched: int = 0
+    """New and durable, to be checked later."""
+    known: int = 0
+    early: int = 0
+    """From the future: they wait."""
+    refused: int = 0
+    over_budget: int = 0
+    """Of a chain that forked: not taken this hour."""
+
+
+@mutable
+class _Tally:
+    """A batch on its way."""
+
+    entries: list[Entry] = field(factory=list)
+    vouched: int = 0
+    known: int = 0
+    early: int = 0
+    refused: int = 0
+    over_budget: int = 0
+
+
+class Merger:
+    """The one writer of others' entries. Give it a `Store` of its own; close it when done.
+
+    Every method blocks, for as long as the signatures and the disk take: run it in a thread. Times
+    are Unix milliseconds by our own clock. *spread* runs the signature checks; the default is
+    threads of its own. Raises LedgerError where the store does.
+    """
+
+    def __init__(
+        self, store: Store, *, spread: Spread | None = None, verify: Verify = keys.verify
+    ) -> None:
+        self._store = store
+        self._pool = ThreadPoolExecutor(THREADS) if spread is None else None
+        self._spread: Spread = spread or self._in_pool
+        self._verify = verify
+        self._counts: Counter[str] = Counter()
+        self._early: dict[bytes, Entry] = {}
+        self._hours: OrderedDict[ChainKey, tuple[int, int]] = OrderedDict()
+        self._liars: OrderedDict[ChainKey, None] = OrderedDict()
+
+    def close(self) -> None:
+        """Let the threads go; the store stays open."""
+        if self._pool:
+            self._pool.shutdown()
+
+    def __enter__(self) -> Merger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def merge(self, wires: Iterable[bytes], now_ms: int) -> Merged:
+        """Take in encoded entries, each one checked in full."""
+        tally = _Tally()
+        opened_ones = self._read(opened, wires, tally)
+        self._take(self._fresh(opened_ones, tally), now_ms, tally)
+        return self._told(tally)
+
+    def merge_cold(self, wires: Iterable[bytes], now_ms: int) -> Merged:
+        """Take in encoded entries, chains in order: the last of each run is checked in full.
+
+        What needs a closer look gets it: runs of one, chains that forked, authors whose word was
+        no good before, and clocks from the future.
+        """
+        tally = _Tally()
+        glances = self._read(Glance.decode, wires, tally)
+        closely: list[Glance] = []
+        loosely: list[list[Glance]] = []
+        for run in runs(glances):
+            if len(run) > 1 and self._takes_word_of(run, now_ms):
+                loosely.append(run)
+                closely.append(run[-1])
+            else:
+                closely += run
+        self._take(self._fresh([glance.entry() for glance in closely], tally), now_ms, tally)
+        self._vouch(loosely, tally)
+        return self._told(tally)
+
+    def release(self, now_ms: int) -> Merged:
+        """Take in what waited for its time, as far as that has come."""
+        tally = _Tally()
+        waiting = self._early.values()
+        tally.entries += [e for e in waiting if not _is_early(e.content.hlc, now_ms)]
+        self._store.add(tally.entries)
+        for entry in tally.entries:
+            del self._early[entry.id]
+        return self._told(tally)
+
+    def check(self, limit: int) -> Merged:
+        """Look closely at up to *limit* entries that were only vouched for; forget the bad ones.
+
+        Call it again as long as it finds any: then the store holds nothing unchecked.
+        """
+        return self.check_these(self._store.vouched(limit))
+
+    def check_these(self, glances: Sequence[Glance]) -> Merged:
+        """As `check`, before these are told to others."""
+        tally = _Tally()
+        good = self._signed(self._sound((glance.entry() for glance in glances), tally), tally)
+        self._store.add(good)
+        kept = {entry.id for entry in good}
+        bad = [glance for glance in glances if glance.id not in kept]
+        self._store.drop_vouched(glance.id for glance in bad)
+        for glance in bad:
+            _remember(self._liars, glance.key, None)
+        tally.entries += good
+        return self._told(tally)
+
+    def statistics(self) -> Mapping[str, int]:
+        """Entries by what became of them, since the start; how many wait."""
+        return {**self._counts, "waiting": len(self._early)}
+
+    def _read(self, read: Callable[[bytes], T], wires: Iterable[bytes], tally: _Tally) -> list[T]:
+        good = []
+        for wire in wires:
+            try:
+                good.append(read(wire))
+            except BadEntry:
+                tally.refused += 1
+        return good
+
+    def _fresh(self, entries: Sequence[Entry], tally: _Tally) -> list[Entry]:
+        """Those that the store has not, each once."""
+        unique = {entry.id: entry for entry in entries}
+        known = self._store.which(list(unique)) | self._early.keys()
+        fresh = [entry for entry_id, entry in unique.items() if entry_id not in known]
+        tally.known += len(entries) - len(fresh)
+        return fresh
+
+    def _take(self, entries: Iterable[Entry], now_ms: int, tally: _Tally) -> None:
+        sound = self._sound(entries, tally)
+        affordable = [entry for entry in sound if self._can_afford(entry, now_ms)]
+        tally.over_budget += len(sound) - len(affordable)
+        due = []
+        for entry in self._signed(affordable, tally):
+            if _is_early(entry.content.hlc, now_ms):
+                self._hold(entry)
+                tally.early += 1
+            else:
+                due.append(entry)
+        self._store.add(due)
+        tally.entries += due
+
+    def _sound(self, entries: Iterable[Entry], tally: _Tally) -> list[Entry]:
+        """Those that are entries by the bytes, but for their signatures."""
+        sound = []
+        for entry in entries:
+            try:
+                check_deal(entry.content)
+            except BadEntry:
+                tally.refused += 1
+            else:
+                sound.append(entry)
+        return sound
+
+    def _signed(self, entries: Sequence[Entry], tally: _Tally) -> list[Entry]:
+        """Those that everybody signed who has to."""
+        chunks = [tuple(entries[at : at + CHUNK]) for at in range(0, len(entries), CHUNK)]
+        verdicts = chain.from_iterable(self._spread(self._are_signed, chunks))
+        signed = [entry for entry, is_signed in zip(entries, verdicts, strict=True) if is_signed]
+        tally.refused += len(entries) - len(signed)
+        return signed
+
+    def _are_signed(self, chunk: Sequence[Entry]) -> list[bool]:
+        """Runs in another thread: touches nothing but the entries."""
+        return [self._is_signed(entry) for entry in chunk]
+
+    def _is_signed(self, entry: Entry) -> bool:
+        try:
+            check_signatures(entry, self._verify)
+        except BadEntry:
+            return False
+        return True
+
+    def _vouch(self, loosely: Iterable[Sequence[Glance]], tally: _Tally) -> None:
+        """Keep the runs whose last entry was found good, now or before."""
+        vouched: list[Glance] = []
+        for *before, last in loosely:
+            if self._store.entry(last.id) is None:
+                tally.refused += len(before)
+            else:
+                vouched += before
+        new = self._store.add_vouched(vouched)
+        tally.vouched += new
+        tally.known += len(vouched) - new
+
+    def _takes_word_of(self, run: Sequence[Glance], now_ms: int) -> bool:
+        key = run[0].key
+        if key in self._liars or any(_is_early(glance.hlc, now_ms) for glance in run):
+            return False
+        return key[0] != b"" and not self._store.holding(*key).forked
+
+    def _can_afford(self, entry: Entry, now_ms: int) -> bool:
+        """Whether its chain never forked, or has some of this hour's budget left.
+
+        What proves the fork is not yet of a forked chain. Entries without an author, proofs of
+        forks, have one budget together: the two arms of a fork prove it without them.
+        """
+        body = entry.content
+        key = (body.author, body.net)
+        if body.author and not self._store.holding(*key).forked:
+            return True
+        hour, spent = self._hours.get(key, (0, 0))
+        if hour != now_ms // _HOUR_MS:
+            hour, spent = now_ms // _HOUR_MS, 0
+        _remember(self._hours, key, (hour, spent + 1))
+        return spent < FORKED_PER_HOUR
+
+    def _hold(self, entry: Entry) -> None:
+        self._early[entry.id] = entry
+        if len(self._early) > EARLY_MAX:
+            farthest = max(self._early.values(), key=lambda e: (e.content.hlc, e.id))
+            del self._early[farthest.id]
+            self._counts["early_dropped"] += 1
+
+    def _told(self, tally: _Tally) -> Merged:
+        fields = asdict(tally, recurse=False) | {"entries": tuple(tally.entries)}
+        merged = Merged(**fields)
+        self._counts.update(fields | {"entries": len(tally.entries)})
+        return merged
+
+    def _in_pool(
+        self, verify: Callable[[Sequence[Entry]], list[bool]], chunks: Sequence[Sequence[Entry]]
+    ) -> Iterable[list[bool]]:
+        assert self._pool is not None
+        return self._pool.map(verify, chunks)
+
+
+def _is_early(hlc: int, now_ms: int) -> bool:
+    return (hlc >> 16) > now_ms + FUTURE_MAX_MS
+
+
+def _remember(kept: OrderedDict[ChainKey, V], key: ChainKey, value: V) -> None:
+    """The newest `FORKED_KEPT_MAX`."""
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > FORKED_KEPT_MAX:
+        kept.popitem(last=False)
