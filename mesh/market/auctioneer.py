@@ -259,20 +259,16 @@ class Auctioneer:
         record, sale = self.records.get(task), self._sales.get(task)
         if not record or not sale or record.state is not State.AWARDED or record.fence != fence:
             return []
-        assert sale.award is not None
-        assert record.executor is not None
-        if not sale.award_at <= now < sale.award_until:
+        award, winner = sale.award, record.executor
+        if not award or not winner or not sale.award_at <= now < sale.award_until:
             return []  # the timer of a winner before, or too late
-        return [Send(record.executor, sale.award), self._award_timer(task, fence, now)]
+        return [Send(winner, award), self._award_timer(task, fence, now)]
 
     def lease_due(self, task: TaskId, now: float) -> list[Action]:
         """A lease that nobody renewed is over: its holder has stopped by now."""
         record, sale = self.records.get(task), self._sales.get(task)
-        if not record or not sale or now < sale.granted_until:
+        if not record or not sale or not record.executor or now < sale.granted_until:
             return []
-        if record.state not in (State.AWARDED, State.RUNNING):
-            return []
-        assert record.executor is not None
         if sale.done is not None:  # it has ended, and what it left is on its way
             return [self._grant(task, now)]
         if record.state is State.RUNNING:
@@ -400,8 +396,8 @@ class Auctioneer:
         best = sale.bids.pop(winner)
         sale.winners += 1
         sale.promise = best.bid.p_on_time
-        wall_ms = self._clock.wall_ms(now)
-        entry, appended = self.accounts.alloc((task, record.round), best.bid, wall_ms)
+        key, wall_ms = (task, record.round), self._clock.wall_ms(now)
+        entry, appended = self.accounts.alloc(key, best.bid, wall_ms)
         alloc = EntryId(entry.id)
         sale.award = Award(task, record.round, entry.encode(), self._policy.ttl_ms)
         hold_ms = min(best.bid.hold_ms, self._policy.hold_ms)
