@@ -31,6 +31,9 @@ from mesh.sansio import (
 INBOX_MAX = 4_096
 BATCH_MAX = 64
 BLACK_BOX_MAX = 4_096
+BYTES_MAX = 16 << 20
+"""Of what peers sent, in the inbox; and as many in the black box. Counts alone would let them fill
+hundreds of megabytes with their longest messages."""
 
 Durable: TypeAlias = PersistTask | PersistTenancy | ForgetTenancy | AppendEntry
 
@@ -46,26 +49,32 @@ class Driver:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._inbox, self._events = trio.open_memory_channel[Event](INBOX_MAX)
+        self._inbox, self._events = trio.open_memory_channel[tuple[Event, int]](INBOX_MAX)
         self._timers: list[tuple[float, int, Woken]] = []
         self._order = count()
         self.dropped = 0
         """Events of peers refused because the inbox was full."""
         self.forgotten = 0
         """Events that the black box no longer holds."""
-        self.black_box: deque[tuple[float, Event]] = deque(maxlen=BLACK_BOX_MAX)
+        self.black_box: deque[tuple[float, Event]] = deque()
+        self._boxed: deque[int] = deque()
+        self._boxed_bytes = self._waiting_bytes = 0
 
     async def post(self, event: Event) -> None:
         """Queue an event; waits while the inbox is full."""
-        await self._inbox.send(event)
+        await self._inbox.send((event, 0))
 
-    def post_nowait(self, event: Event) -> bool:
-        """Queue an event that may be lost, such as a peer's message; False when it was."""
+    def post_nowait(self, event: Event, size: int = 0) -> bool:
+        """Queue an event that may be lost, such as a peer's message of *size* bytes; False when it
+        was."""
         try:
-            self._inbox.send_nowait(event)
+            if self._waiting_bytes + size > BYTES_MAX:
+                raise trio.WouldBlock
+            self._inbox.send_nowait((event, size))
         except trio.WouldBlock:
             self.dropped += 1
             return False
+        self._waiting_bytes += size
         return True
 
     async def drive(
@@ -75,19 +84,19 @@ class Driver:
         perform: Callable[[Action], None],
     ) -> None:
         """Run for ever. *persist* returns when it is on disk; *perform* never waits."""
-        await self._turn([Started()], persist, perform)
+        await self._turn([(Started(), 0)], persist, perform)
         while True:
             await self._turn(await self._wait(), persist, perform)
 
-    async def _wait(self) -> list[Event]:
+    async def _wait(self) -> list[tuple[Event, int]]:
         """The next events: what is due first, since what came in may rest on it; then the inbox."""
         deadline = self._timers[0][0] if self._timers else math.inf
-        received: list[Event] = []
+        received: list[tuple[Event, int]] = []
         with trio.move_on_at(deadline):
             received.append(await self._events.receive())
-        events: list[Event] = []
+        events: list[tuple[Event, int]] = []
         while self._timers and self._timers[0][0] <= trio.current_time():
-            events.append(heapq.heappop(self._timers)[2])
+            events.append((heapq.heappop(self._timers)[2], 0))
         events += received
         while len(events) < BATCH_MAX:
             try:
@@ -98,15 +107,15 @@ class Driver:
 
     async def _turn(
         self,
-        events: Sequence[Event],
+        events: Sequence[tuple[Event, int]],
         persist: Callable[[Sequence[Durable]], Awaitable[None]],
         perform: Callable[[Action], None],
     ) -> None:
         actions: list[Action] = []
-        for event in events:
+        self._waiting_bytes -= sum(size for _, size in events)
+        for event, size in events:
             now = trio.current_time()
-            self.forgotten += len(self.black_box) == BLACK_BOX_MAX
-            self.black_box.append((now, event))
+            self._remember(now, event, size)
             actions += self._core.handle(event, now)
         durable: list[Durable] = []
         effects: list[Action] = []
@@ -122,3 +131,12 @@ class Driver:
             await persist(durable)
         for effect in effects:
             perform(effect)
+
+    def _remember(self, now: float, event: Event, size: int) -> None:
+        self.black_box.append((now, event))
+        self._boxed.append(size)
+        self._boxed_bytes += size
+        while len(self.black_box) > BLACK_BOX_MAX or self._boxed_bytes > BYTES_MAX:
+            self.black_box.popleft()
+            self._boxed_bytes -= self._boxed.popleft()
+            self.forgotten += 1

@@ -381,13 +381,13 @@ async def _join(
 
     def on_frame(peer: PeerId, frame: bytes) -> None:
         try:
-            driver.post_nowait(Received(peer, codec.decode(frame)))
+            driver.post_nowait(Received(peer, codec.decode(frame)), len(frame))
         except PeerError as error:
             blame(peer, error)
 
     def on_offer(peer: PeerId, data: bytes) -> None:
         try:
-            driver.post_nowait(OfferReceived(codec.decode_signed_offer(data)))
+            driver.post_nowait(OfferReceived(codec.decode_signed_offer(data)), len(data))
         except PeerError as error:
             blame(peer, error)
 

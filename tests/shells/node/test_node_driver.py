@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from attrs import Factory, define
 
-from mesh.driver import BATCH_MAX, BLACK_BOX_MAX, INBOX_MAX, Driver, Durable
+from mesh.driver import BATCH_MAX, BLACK_BOX_MAX, BYTES_MAX, INBOX_MAX, Driver, Durable
 from mesh.ids import PeerId, TaskId
 from mesh.messages import Accepted, Renew
 from mesh.sansio import (
@@ -209,3 +209,22 @@ async def test_a_broken_core_ends_the_driver_with_its_last_event_on_record() -> 
     with pytest.raises(AssertionError, match="an invariant"):
         await driver.drive(persist=script.persist, perform=script.done.append)
     assert driver.black_box[-1][1] == load(1)
+
+
+async def script_drives(driver: Driver, script: Script) -> None:
+    await driver.drive(persist=script.persist, perform=script.done.append)
+
+
+async def test_long_messages_fill_neither_inbox_nor_black_box_beyond_their_bytes(
+    script: Script, nursery: trio.Nursery
+) -> None:
+    driver = Driver(script)
+    long = BYTES_MAX // 4
+    assert [driver.post_nowait(load(number), long) for number in range(5)] == [True] * 4 + [False]
+    assert driver.dropped == 1
+    nursery.start_soon(script_drives, driver, script)
+    await trio.testing.wait_all_tasks_blocked()
+    assert driver.post_nowait(load(7), long), "what was handled waits no more"
+    await trio.testing.wait_all_tasks_blocked()
+    assert [event for _, event in driver.black_box] == [load(n) for n in (1, 2, 3, 7)]
+    assert driver.forgotten == 2, "the first long one, and Started before it"
