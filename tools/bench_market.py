@@ -63,24 +63,24 @@ class Moments:
 
 
 class Listener:
-    """Hears every notice of the first node, and notes when."""
+    """Notes when each notice of a node was heard."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self) -> None:
         self._tasks: dict[str, Moments] = {}
-        threading.Thread(target=self._listen, daemon=True).start()
 
     def moments(self, task: str) -> Moments:
         """Those of *task*, which may be heard of before its id is known."""
         return self._tasks.setdefault(task, Moments())
 
-    def _listen(self) -> None:
-        with suppress(ClientError):  # until the nodes stop
-            for event in self._client.watch():
+    def listen(self, client: Client) -> None:
+        """Until the node stops."""
+        with suppress(ClientError):
+            for event in client.watch():
                 if event.WhichOneof("event") == "notice":
-                    self._note(event, time.perf_counter())
+                    self.note(event, time.perf_counter())
 
-    def _note(self, event: tasks_pb2.TasksWatchResponse, now: float) -> None:
+    def note(self, event: tasks_pb2.TasksWatchResponse, now: float) -> None:
+        """That *event* was heard *now*."""
         notice = event.notice
         kind = notice.WhichOneof("kind")
         if kind in (None, "offer_heard", "offer_aged"):
@@ -169,7 +169,8 @@ def measure(devnet: Devnet, auctions: int) -> tuple[dict[str, float], dict[str, 
     """Figures, and what they are to be read with."""
     client = devnet.clients[0]
     module = client.put(MODULE)
-    listener = Listener(client)
+    listener = Listener()
+    threading.Thread(target=listener.listen, args=(client,), daemon=True).start()
     steps: dict[str, list[float]] = {}
     echoes: list[float] = []
     syncs: list[float] = []

@@ -81,7 +81,7 @@ NOT_PLACED = {
 
 @pytest.mark.parametrize("wish", NOT_PLACED, ids=" ".join)
 def test_what_nobody_takes_is_exit_code_3_and_says_why(buyer: Node, wish: tuple[str, ...]) -> None:
-    done = buyer.command("submit", *wish, "--deadline", "2s", "--", MODULE, "exit", "0")
+    done = buyer.command("submit", *wish, "--deadline", "1s", "--", MODULE, "exit", "0")
     assert done.returncode == 3, done.stderr
     error, hint = done.stderr.splitlines()[-2:]
     assert error.startswith("error: t-")
