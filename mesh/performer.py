@@ -275,8 +275,7 @@ class Performer:
         return STREAMS_MAX + (record.order.work.needs.disk * 9 // 8 if record else 0)
 
     async def _pin(self, roots: Sequence[Cid], reason: str) -> None:
-        for root in roots:
-            await trio.to_thread.run_sync(self._blocks.pin, root, reason)
+        await trio.to_thread.run_sync(self._blocks.pin_all, roots, reason)
 
     async def _provide(self, key: str) -> None:
         try:
