@@ -1,22 +1,16 @@
-"""What anybody can check of a pile of entries, and the file that they travel in. Pure.
+"""What anybody can check of a pile of entries, and of the evidence beside them. Pure.
 
 A finding is good or it is not; which entries are at hand decides what can be shown, so a gap is
-a finding that is not good and says that something is missing. A file is JSON lines: `raw` holds an
-entry's exact bytes in base64url, the fields beside it are for people. Only the bytes count, and a
-field that contradicts them is a finding.
+a finding that is not good and says that something is missing. An entry that is proven to be under
+a HEAD of its author needs nothing before it. The file that all this travels in is bundle.py's.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TextIO
-
-from attrs import frozen
 
 from ledger import keys
+from ledger.bundle import LINE_MAX, export, read
 from ledger.chain import (
     GENESIS,
     Head,
@@ -27,24 +21,18 @@ from ledger.chain import (
     check_totals,
 )
 from ledger.errors import BadEntry, BrokenChain
+from ledger.evidence import Evidence, Finding, Inclusion, check_evidence, heads_of
 from ledger.keys import Verify
-from ledger.model import Entry, Kind
-from ledger.state import Deal, deal_of, fold, resolution_of
+from ledger.model import TERMED, Entry, Kind
+from ledger.proof import Tree
+from ledger.state import PRECEDENCE, Deal, deal_of, fold, resolution_of
+from ledger.statements import Checkpoint, Line, Refund
+from ledger.validity import fork_of
 
-LINE_MAX = 64 * 1024
-"""Bytes of one line of a file."""
+__all__ = ["ARMS_MAX", "LINE_MAX", "Finding", "export", "findings", "read"]
 
-
-@frozen
-class Finding:
-    """One thing that was looked at."""
-
-    entry_id: bytes
-    """Empty where no single entry is meant."""
-    check: str
-    """ "encoding", "signatures", "amount", "chain", "totals", "resolution", "fork" or "balance" """
-    is_good: bool
-    detail: str
+ARMS_MAX = 16
+"""Arms of one forked chain whose HEADs are looked at: each costs a walk to the chain's start."""
 
 
 def findings(
@@ -52,12 +40,14 @@ def findings(
     verify: Verify = keys.verify,
     *,
     whole: Collection[bytes] | None = None,
+    evidence: Collection[Evidence] = (),
+    sound: list[Entry] | None = None,
 ) -> Iterator[Finding]:
     """Everything that *entries*, in any order, show or fail to show. They are held in memory.
 
     An entry that is invalid by itself is not looked at any further, nor counted. *whole* names the
     authors whose chains are to be here without a gap, by default all; of the others, such as a
-    seller's buyers, only what is here is looked at.
+    seller's buyers, only what is here is looked at. *sound* takes the entries that are valid.
     """
     valid: dict[bytes, Entry] = {}
     for entry in _in_order(set(entries)):
@@ -65,75 +55,20 @@ def findings(
         if all(finding.is_good for finding in own):
             valid[entry.id] = entry
         yield from own
-    yield from _chains(valid, whole)
+    if sound is not None:
+        sound.extend(valid.values())
+    proven: set[bytes] = set()
+    for item in evidence:
+        finding = check_evidence(item, valid)
+        if finding.is_good:
+            proven.update(heads_of(item), (item.entry_id,) if isinstance(item, Inclusion) else ())
+        yield finding
+    yield from _chains(valid, whole, proven)
+    yield from _heads(valid)
+    yield from _uses(valid)
     yield from _resolutions(valid)
     yield from _forks(valid)
     yield from _balances(valid)
-
-
-def export(entries: Iterable[Entry], file: TextIO) -> int:
-    """Write *entries* as JSON lines; how many there were."""
-    count = 0
-    for entry in entries:
-        file.write(json.dumps(_readable(entry)) + "\n")
-        count += 1
-    return count
-
-
-def read(lines: Iterable[bytes]) -> Iterator[Entry | Finding]:
-    """The entries of a file's *lines*, and a finding for each line that is not what it says."""
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield from _read_line(line)
-            except BadEntry as error:
-                yield Finding(b"", "encoding", False, f"line {number}: {error}")
-
-
-def _read_line(line: bytes) -> Iterator[Entry | Finding]:
-    if len(line) > LINE_MAX:
-        raise BadEntry(f"longer than {LINE_MAX} bytes")
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        raise BadEntry("not JSON") from None
-    raw = fields.get("raw") if isinstance(fields, dict) else None
-    if not isinstance(raw, str):
-        raise BadEntry('no "raw"')
-    try:
-        data = base64.b64decode(raw + "=" * (-len(raw) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise BadEntry('"raw" is not base64url') from None
-    entry = Entry.decode(data)
-    told = _readable(entry)
-    for name in fields.keys() & told.keys() - {"raw"}:
-        if fields[name] != told[name]:
-            yield Finding(entry.id, "encoding", False, f'"{name}" is not what the bytes say')
-    yield entry
-
-
-def _readable(entry: Entry) -> Mapping[str, str | int]:
-    body = entry.content
-    deal = body.deal
-    return {
-        "raw": base64.urlsafe_b64encode(entry.encode()).decode().rstrip("="),
-        "id": entry.id.hex(),
-        "kind": body.kind.name,
-        "net": body.net.hex(),
-        "author": body.author.hex(),
-        "seq": body.seq,
-        "seller": deal.seller.hex(),
-        "task": deal.nonce.hex(),
-        "fence": deal.fence,
-        "meter": deal.meter,
-        "price": deal.price,
-        "fee": deal.fee,
-        "reserve": deal.reserve,
-        "fuel": deal.fuel,
-        "amount": deal.amount,
-        "exit": deal.exit,
-        "ref": deal.ref.hex(),
-    }
 
 
 def _in_order(entries: Iterable[Entry]) -> list[Entry]:
@@ -149,33 +84,107 @@ def _signatures(entry: Entry, verify: Verify) -> Finding:
         check_signatures(entry, verify)
     except BadEntry as error:
         return Finding(entry.id, "signatures", False, str(error))
-    return Finding(entry.id, "signatures", True, "buyer and seller signed")
+    body = entry.content
+    if body.kind is Kind.FORKPROOF:
+        return Finding(entry.id, "signatures", True, "the forker signed both")
+    told = "author and subject signed" if body.kind is Kind.KEYOP else "buyer and seller signed"
+    return Finding(
+        entry.id, "signatures", True, told if body.peer_sig else "its author signed, nobody else"
+    )
 
 
 def _amount(entry: Entry) -> Finding:
-    body = entry.content
     try:
-        check_deal(body)
+        check_deal(entry.content)
     except BadEntry as error:
         return Finding(entry.id, "amount", False, str(error))
-    if body.kind is Kind.ALLOC:
-        return Finding(entry.id, "amount", True, f"ALLOC reserves {body.deal.reserve} µcr")
-    return Finding(entry.id, "amount", True, f"{body.kind.name} of {body.deal.amount} µcr")
+    return Finding(entry.id, "amount", True, _told(entry))
 
 
-def _chains(valid: Mapping[bytes, Entry], whole: Collection[bytes] | None) -> Iterator[Finding]:
+def _told(entry: Entry) -> str:
+    body = entry.content
+    match body.kind:
+        case Kind.ALLOC:
+            return f"ALLOC reserves {body.deal.reserve} µcr"
+        case Kind.CLAIM:
+            return f"CLAIM of {body.deal.amount} µcr: the seller's word alone, no debt"
+        case Kind.REFUND:
+            return f"REFUND of {Refund.decode(body.terms).amount} µcr"
+        case Kind.LINE:
+            return f"LINE of {Line.decode(body.terms).limit} µcr"
+        case Kind.HEAD:
+            return f"HEAD over {body.seq} entries"
+        case _ if body.kind in TERMED:
+            return f"{body.kind.name} of {body.deal.amount} µcr"
+        case _:
+            return body.kind.name
+
+
+def _chains(
+    valid: Mapping[bytes, Entry], whole: Collection[bytes] | None, proven: Collection[bytes]
+) -> Iterator[Finding]:
     for entry in valid.values():
         body = entry.content
+        if body.kind is Kind.FORKPROOF:
+            continue
         if body.seq == 0 and body.prev == GENESIS:
             head = Head.start(body.author, body.net)
         elif body.prev in valid:
             head = Head.after(valid[body.prev])
+        elif entry.id in proven:
+            told = "vouches for what is proven" if body.kind is Kind.HEAD else "is proven by a HEAD"
+            yield Finding(entry.id, "chain", True, f"seq {body.seq} {told}")
+            continue
         elif whole is None or body.author in whole:
             yield Finding(entry.id, "chain", False, f"seq {body.seq}: the entry before is missing")
             continue
         else:
             continue
         yield from _link(head, entry, valid)
+
+
+def _heads(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
+    """The roots of the HEADs below which nothing is missing."""
+    heads: dict[tuple[bytes, bytes], list[Entry]] = {}
+    for entry in valid.values():
+        if entry.content.kind is Kind.HEAD:
+            heads.setdefault((entry.content.net, entry.content.author), []).append(entry)
+    for several in heads.values():
+        path: list[bytes] = []
+        tree, arms = Tree(), 0
+        for head in sorted(several, key=lambda entry: (-entry.content.seq, entry.id)):
+            size = head.content.seq
+            if path[size : size + 1] != [head.id] and arms < ARMS_MAX:
+                arms += 1
+                path = _path(head, valid)
+                tree = Tree(path)
+            if path[size : size + 1] == [head.id]:
+                is_good = tree.root(size) == Checkpoint.decode(head.content.terms).root
+                told = "has this root" if is_good else "has another root: something was removed"
+                yield Finding(head.id, "head", is_good, f"the tree of {size} entries {told}")
+
+
+def _path(tip: Entry, valid: Mapping[bytes, Entry]) -> list[bytes]:
+    """The ids from the start of the chain to *tip*; empty where one is missing."""
+    path = [tip.id]
+    while (body := valid[path[-1]].content).prev != GENESIS:
+        before = valid.get(body.prev)
+        if before is None or before.content.seq != body.seq - 1:
+            return []
+        path.append(before.id)
+    return path[::-1] if len(path) == tip.content.seq + 1 else []
+
+
+def _uses(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
+    """That what was used of a deal never falls along its buyer's chain."""
+    most: dict[Deal, int] = {}
+    for entry in valid.values():  # by seq
+        if entry.content.kind is Kind.USE:
+            deal, fuel = deal_of(entry), entry.content.deal.fuel
+            is_good = fuel >= most.get(deal, 0)
+            most[deal] = max(fuel, most.get(deal, 0))
+            told = f"{fuel} fuel so far" if is_good else f"{fuel} fuel after {most[deal]}"
+            yield Finding(entry.id, "use", is_good, told)
 
 
 def _link(head: Head, entry: Entry, valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
@@ -186,7 +195,7 @@ def _link(head: Head, entry: Entry, valid: Mapping[bytes, Entry]) -> Iterator[Fi
         yield Finding(entry.id, "chain", False, str(error))
         return
     yield Finding(entry.id, "chain", True, f"seq {body.seq} follows")
-    alloc = valid.get(body.deal.ref)
+    alloc = valid.get(body.ref)
     try:
         check_totals(head, entry, alloc.content if alloc else None)
     except BrokenChain as error:
@@ -195,35 +204,52 @@ def _link(head: Head, entry: Entry, valid: Mapping[bytes, Entry]) -> Iterator[Fi
         yield Finding(entry.id, "totals", True, f"{body.posted} µcr posted, {body.pending} pending")
 
 
+_VOICES = {Kind.SETTLE: 0, Kind.VOID: 0, Kind.RULING: 1, Kind.CLAIM: 2}
+"""Who speaks: of one voice only one resolution of a deal is to be heard."""
+
+
 def _resolutions(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
     rivals: dict[Deal, list[Entry]] = {}
     for entry in valid.values():
-        if entry.content.kind is not Kind.ALLOC:
+        if entry.content.kind in PRECEDENCE:
             rivals.setdefault(deal_of(entry), []).append(entry)
     for deal, several in rivals.items():
         alloc = valid.get(deal[0])
-        first, *others = sorted(several, key=resolution_of)
+        ranked = sorted(several, key=resolution_of)
         for entry in several:
             try:
                 check_resolution(entry.content, alloc.content if alloc else None)
             except BrokenChain as error:
                 yield Finding(entry.id, "resolution", False, str(error))
                 continue
-            if entry in others:
-                detail = f"resolved by r-{first.id.hex()}: this one does not count"
-                yield Finding(entry.id, "resolution", False, detail)
-            else:
-                yield Finding(entry.id, "resolution", True, f"resolves r-{deal[0].hex()}")
+            yield _ranked(entry, ranked)
+
+
+def _ranked(entry: Entry, ranked: list[Entry]) -> Finding:
+    kind, first = entry.content.kind, ranked[0]
+    same = next(each for each in ranked if _VOICES[each.content.kind] == _VOICES[kind])
+    if same != entry:
+        detail = f"resolved by r-{same.id.hex()}: this one does not count"
+        return Finding(entry.id, "resolution", False, detail)
+    if first != entry:
+        return Finding(entry.id, "resolution", True, f"r-{first.id.hex()} goes before it")
+    return Finding(entry.id, "resolution", True, f"resolves r-{entry.content.ref.hex()}")
 
 
 def _forks(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
     places: dict[tuple[bytes, bytes, int], list[bytes]] = {}
     for entry in valid.values():
         body = entry.content
-        places.setdefault((body.net, body.author, body.seq), []).append(entry.id)
+        if body.kind is Kind.FORKPROOF:
+            one, other = fork_of(body)
+            detail = f"{one.content.author.hex()} signed seq {one.content.seq} twice:"
+            detail += f" r-{one.id.hex()} and r-{other.id.hex()}"
+            yield Finding(entry.id, "fork", False, detail)
+        else:
+            places.setdefault((body.net, body.author, body.seq), []).append(entry.id)
     for (_, author, seq), (first, *others) in places.items():
-        for other in others:
-            detail = f"{author.hex()} signed seq {seq} twice: also r-{other.hex()}"
+        for other_id in others:
+            detail = f"{author.hex()} signed seq {seq} twice: also r-{other_id.hex()}"
             yield Finding(first, "fork", False, detail)
 
 

@@ -197,7 +197,7 @@ def test_the_command_tells_how_it_is_used(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.touch()
     for arguments in ((), ("verify",), ("frobnicate", "x"), ("verify", "a", "b")):
-        assert verified(*arguments)[::2] == (USAGE, "usage: python -m ledger verify FILE\n")
+        assert verified(*arguments)[::2] == (USAGE, "" + "usage: python -m ledger verify|audit|csv FILE, or extract FILE ID...\n")
     assert verified("verify", str(tmp_path / "nothing"))[0] == USAGE == 2
     assert "no entries" in verified("verify", str(empty))[2]
 

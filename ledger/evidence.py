@@ -1,0 +1,139 @@
+"""What an audit finds, and what it is shown beside entries: proofs, and runs made again. Pure.
+
+Evidence is checked against entries that are at hand and valid; it makes nobody guilty by itself.
+A wrong bill can be shown but not proven by bytes: whoever doubts it runs the job again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from attrs import evolve, frozen
+
+from ledger.model import Entry, Kind, Terms, amount_of
+from ledger.proof import is_consistent, is_included
+from ledger.statements import Checkpoint
+
+
+@frozen
+class Finding:
+    """One thing that was looked at."""
+
+    entry_id: bytes
+    """Empty where no single entry is meant."""
+    check: str
+    """ "encoding", "signatures", "amount", "chain", "totals", "head", "inclusion", "consistency",
+    "use", "resolution", "fork", "bill" or "balance" """
+    is_good: bool
+    detail: str
+
+
+@frozen
+class Inclusion:
+    """That an entry is under a HEAD of its author, without the entries between."""
+
+    entry_id: bytes
+    head_id: bytes
+    path: tuple[bytes, ...]
+
+
+@frozen
+class Consistency:
+    """That one HEAD of an author begins what a later one signs: nothing removed nor rewritten."""
+
+    old_id: bytes
+    new_id: bytes
+    path: tuple[bytes, ...]
+
+
+@frozen
+class Rerun:
+    """What came out when the job of a SETTLE or CLAIM was run again: facts for others to check."""
+
+    entry_id: bytes
+    job: bytes
+    """CID of the manifest that was run."""
+    meter: str
+    fuel: int
+    exit: int
+    outputs: tuple[bytes, ...]
+
+
+Evidence: TypeAlias = Inclusion | Consistency | Rerun
+
+
+def check_evidence(evidence: Evidence, valid: Mapping[bytes, Entry]) -> Finding:
+    """What *evidence* shows of the entries in *valid*, by id."""
+    match evidence:
+        case Inclusion(entry_id):
+            return _finding(entry_id, "inclusion", *_included(evidence, valid))
+        case Consistency(_, new_id):
+            return _finding(new_id, "consistency", *_consistent(evidence, valid))
+        case Rerun(entry_id):
+            return _finding(entry_id, "bill", *_billed(evidence, valid))
+
+
+def heads_of(evidence: Evidence) -> tuple[bytes, ...]:
+    """The HEADs that *evidence* leans on, by id."""
+    match evidence:
+        case Inclusion(_, head_id):
+            return (head_id,)
+        case Consistency(old_id, new_id):
+            return (old_id, new_id)
+        case Rerun():
+            return ()
+
+
+def _finding(entry_id: bytes, check: str, flaw: str, detail: str) -> Finding:
+    return Finding(entry_id, check, not flaw, flaw or detail)
+
+
+def _included(proof: Inclusion, valid: Mapping[bytes, Entry]) -> tuple[str, str]:
+    entry, head = valid.get(proof.entry_id), valid.get(proof.head_id)
+    if entry is None or head is None or head.content.kind is not Kind.HEAD:
+        return "the entry or the HEAD of the proof is not here", ""
+    body, above = entry.content, head.content
+    if (body.net, body.author) != (above.net, above.author):
+        return "the HEAD is another chain's", ""
+    root = Checkpoint.decode(above.terms).root
+    if not is_included(entry.id, body.seq, above.seq, proof.path, root):
+        return f"the proof under HEAD r-{head.id.hex()} does not hold", ""
+    return "", f"seq {body.seq} is under HEAD r-{head.id.hex()} of {above.seq} entries"
+
+
+def _consistent(proof: Consistency, valid: Mapping[bytes, Entry]) -> tuple[str, str]:
+    heads = [valid.get(proof.old_id), valid.get(proof.new_id)]
+    old, new = (head.content if head else None for head in heads)
+    if old is None or new is None or {old.kind, new.kind} != {Kind.HEAD}:
+        return "a HEAD of the proof is not here", ""
+    if (old.net, old.author) != (new.net, new.author):
+        return "the HEADs are of two chains", ""
+    roots = (Checkpoint.decode(body.terms).root for body in (old, new))
+    if not is_consistent(old.seq, new.seq, proof.path, *roots):
+        return f"the {old.seq} entries of the older HEAD do not begin the {new.seq} of this", ""
+    return "", f"its {new.seq} entries begin with the {old.seq} of the older HEAD"
+
+
+def _billed(again: Rerun, valid: Mapping[bytes, Entry]) -> tuple[str, str]:
+    entry = valid.get(again.entry_id)
+    if entry is None or entry.content.kind not in (Kind.SETTLE, Kind.CLAIM):
+        return "the bill that was run again is not here", ""
+    deal = entry.content.deal
+    if (again.job, again.meter) != (deal.job, deal.meter):
+        return "another job, or another meter, was run again: it shows nothing of this bill", ""
+    told = differences(deal, again)
+    if not told:
+        return "", f"run again: {again.fuel} fuel, outputs equal"
+    again_owed = amount_of(evolve(deal, fuel=again.fuel, exit=again.exit))
+    return f"run again: differs in {', '.join(told)}; {again_owed} µcr, not {deal.amount}", ""
+
+
+def differences(deal: Terms, again: Rerun) -> list[str]:
+    """In what *again* differs from the bill."""
+    pairs = {
+        "fuel": (deal.fuel, again.fuel),
+        "exit": (deal.exit, again.exit),
+        "outputs": (deal.outputs, again.outputs),
+    }
+    return [name for name, (billed, found) in pairs.items() if billed != found]

@@ -1,0 +1,153 @@
+"""Files of entries, sound and hostile: what an auditor in Python and one in JavaScript agree on."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from attrs import evolve
+from ledger_deals import ALICE, BOB, CAROL, DAVE, Chain, Party, cid
+
+from ledger.bundle import export, extract
+from ledger.evidence import Consistency, Evidence, Inclusion, Rerun
+from ledger.keys import entry_message, terms_message
+from ledger.model import Body, Entry, Kind
+from ledger.proof import Tree
+from ledger.statements import Op
+from ledger.validity import prove_fork
+
+
+def lines(items: list[Entry | Evidence]) -> list[bytes]:
+    """The file that *items* travel in."""
+    file = io.StringIO()
+    export(items, file)
+    return file.getvalue().encode().splitlines(keepends=True)
+
+
+def resigned(body: Body, author: Party = BOB) -> Entry:
+    """*body* as its author would sign it, whatever it says."""
+    return Entry(body.encode(), author.sign(entry_message(body.id)))
+
+
+def history() -> list[Entry]:
+    """BOB's chain with HEADs at 4 and 9, and what ALICE and CAROL have to say."""
+    bob, alice, carol = Chain(BOB), Chain(ALICE), Chain(CAROL)
+    line = alice.line(BOB, 20_000)
+    alloc = bob.alloc(ALICE, arbiter=CAROL.key)
+    mine = [alloc, bob.use(ALICE, alloc), bob.use(ALICE, alloc, fuel=2 * 10**9)]
+    mine += [bob.settle(ALICE, alloc)]
+    mine += [bob.checkpoint(mine)]
+    late, other = bob.alloc(ALICE), bob.alloc(ALICE, arbiter=CAROL.key)
+    mine += [late, other]
+    claim = alice.claim(other)
+    mine += [bob.dispute(claim, ALICE), bob.void(ALICE, late)]
+    mine += [bob.checkpoint(mine)]
+    hers = [line, claim, alice.refund(alloc, 40), alice.keyop(Op.DELEGATE, DAVE)]
+    return [*mine, *hers, alice.checkpoint(hers), carol.rule(other, 2000)]
+
+
+def rerun_of(entry: Entry, **changes: object) -> Rerun:
+    deal = entry.content.deal
+    again = Rerun(entry.id, deal.job, deal.meter, deal.fuel, deal.exit, deal.outputs)
+    return evolve(again, **changes)  # type: ignore[arg-type]
+
+
+def inflated() -> list[Entry]:
+    """A SETTLE of one µcr more than its terms make, signed by both."""
+    bob = Chain(BOB)
+    alloc = bob.alloc(ALICE)
+    body = bob.settle(ALICE, alloc).content
+    terms = evolve(body.deal, amount=body.deal.amount + 1).encode()
+    signed = evolve(
+        body, terms=terms, peer_sig=ALICE.sign(terms_message(terms)), posted=body.posted + 1
+    )
+    return [alloc, resigned(signed)]
+
+
+def forked() -> tuple[Entry, Entry]:
+    one, other = sorted((Chain(BOB).alloc(ALICE), Chain(BOB).alloc(CAROL)), key=lambda e: e.id)
+    return one, other
+
+
+def wrong_root() -> list[Entry]:
+    """A HEAD whose author left an entry of its own out of the tree."""
+    bob = Chain(BOB)
+    mine = [bob.alloc(ALICE) for _ in range(3)]
+    return [*mine, bob.checkpoint(mine[:1] + mine[2:])]
+
+
+def bundles() -> dict[str, tuple[list[bytes], set[str]]]:
+    """By name: the lines of a file, and the checks that find something not good in it."""
+    all_of_it = history()
+    settle = all_of_it[3]
+    heads = [entry for entry in all_of_it[:10] if entry.content.kind is Kind.HEAD]
+    part = list(extract(all_of_it, {all_of_it[n].id for n in (0, 3, 5, 8)}))
+    tree = Tree(entry.id for entry in all_of_it[:10])
+    one, other = forked()
+    proof = prove_fork(one, other)
+    assert proof is not None
+    path = tree.inclusion(3, 4)
+    told = json.loads(lines([settle])[0]) | {"amount": 1}
+    stale = resigned(evolve(all_of_it[1].content, hlc=1))
+    lie = resigned(evolve(settle.content, posted=1))
+    falling = Chain(BOB)
+    first = falling.alloc(ALICE)
+    uses = [falling.use(ALICE, first, fuel=n * 10**9) for n in (2, 1)]
+    return {
+        "whole": (lines([*all_of_it]), set()),
+        "extract": (lines([*part]), set()),
+        "rerun, equal": (lines([*all_of_it, rerun_of(settle)]), set()),
+        "consistent": (
+            lines([*heads, Consistency(heads[0].id, heads[1].id, tree.consistency(4, 9))]),
+            set(),
+        ),
+        "forged signature": (
+            lines([*all_of_it[:3], Entry(settle.body, bytes(64))]),
+            {"signatures"},
+        ),
+        "seller's signature of other terms": (
+            lines([resigned(evolve(one.content, peer_sig=ALICE.sign(b"")))]),
+            {"signatures"},
+        ),
+        "inflated bill": (lines([*inflated()]), {"amount"}),
+        "wrong bill": (lines([*all_of_it, rerun_of(settle, fuel=1)]), {"bill"}),
+        "wrong outputs": (lines([*all_of_it, rerun_of(settle, outputs=(cid(b"x"),))]), {"bill"}),
+        "wrong exit": (lines([*all_of_it, rerun_of(settle, exit=1)]), {"bill"}),
+        "another meter": (lines([*all_of_it, rerun_of(settle, meter="x/1")]), {"bill"}),
+        "bill that is not here": (lines([one, rerun_of(settle)]), {"bill"}),
+        "removed entry": (lines(all_of_it[:2] + all_of_it[3:]), {"chain"}),
+        "removed start": (lines([*all_of_it[1:10]]), {"chain", "totals", "resolution"}),
+        "removed from the tree": (lines([*wrong_root()]), {"head"}),
+        "proof of another leaf": (
+            lines([*heads, settle, Inclusion(settle.id, heads[0].id, path[::-1])]),
+            {"inclusion", "chain", "resolution"},
+        ),
+        "proof under another's HEAD": (
+            lines([*all_of_it, Inclusion(settle.id, all_of_it[14].id, path)]),
+            {"inclusion"},
+        ),
+        "proof without its HEAD": (
+            lines([*all_of_it, Inclusion(settle.id, bytes(32), path)]),
+            {"inclusion"},
+        ),
+        "inconsistent": (
+            lines([*all_of_it, Consistency(heads[0].id, heads[1].id, tree.consistency(3, 9))]),
+            {"consistency"},
+        ),
+        "backwards": (
+            lines([*all_of_it, Consistency(heads[1].id, heads[0].id, tree.consistency(4, 9))]),
+            {"consistency"},
+        ),
+        "fork": (lines([one, other]), {"fork"}),
+        "fork proof": (lines([proof]), {"fork"}),
+        "forged fork proof": (lines([evolve(proof, sig=BOB.sign(b""))]), {"signatures"}),
+        "clock": (lines([all_of_it[0], stale]), {"chain"}),
+        "totals": (lines([*all_of_it[:3], lie]), {"totals"}),
+        "use that falls": (lines([first, *uses]), {"use"}),
+        "lying field": ([*lines([*all_of_it[:3]]), json.dumps(told).encode()], {"encoding"}),
+        "no JSON": ([*lines([one]), b"{\n"], {"encoding"}),
+        "no raw": ([*lines([one]), b"{}\n"], {"encoding"}),
+        "bad base64": ([*lines([one]), b'{"raw": "*"}\n'], {"encoding"}),
+        "bad entry": ([*lines([one]), b'{"raw": "wA"}\n'], {"encoding"}),
+        "bad evidence": ([*lines([one]), b'{"inclusion": {"entry_id": "00"}}\n'], {"encoding"}),
+    }
