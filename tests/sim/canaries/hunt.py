@@ -1,7 +1,7 @@
 """Play seeds with one mutation in force: `hunt.py NUMBER FIRST COUNT [all]`.
 
 Prints one line of JSON: how many of the seeds broke a promise, by promise, and the first that did.
-Without `all` it stops there.
+Without `all` it stops there. `hunt.py names` prints the names of the mutations instead.
 """
 
 from __future__ import annotations
@@ -34,4 +34,7 @@ def main(number: int, first: int, count: int, *, all_seeds: bool) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["names"]:
+        sys.stdout.write(json.dumps([mutation.name for mutation in MUTATIONS]) + "\n")
+        sys.exit()
     main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), all_seeds="all" in sys.argv[4:])

@@ -66,8 +66,8 @@ MUTATIONS = (
     Mutation(
         "the grantor does not wait for the lease to end",
         "mesh.market.auctioneer",
-        "        if not record or not sale or now < sale.granted_until:",
-        "        if not record or not sale:",
+        "        if not record or not sale or not record.executor or now < sale.granted_until:",
+        "        if not record or not sale or not record.executor:",
         ("S1",),
         0,
     ),
