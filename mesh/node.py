@@ -412,7 +412,7 @@ async def _join(
             state_folder=home.state,
             agent=_agent(),
         ),
-        rng=Random(),  # noqa: S311  (jitter)
+        rng=Random(),  # noqa: S311  (jitter, nothing secret)
         on_frame=on_frame,
         on_offer=on_offer,
         serve={BLOCKS: serve_blocks},

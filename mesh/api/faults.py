@@ -10,9 +10,9 @@ from __future__ import annotations
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc.code_pb2 import Code  # type: ignore[import-untyped,unused-ignore]
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped,unused-ignore]
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped,unused-ignore]
+from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 
 from mesh.errors import ConfigError, Exhausted, MeshError, NotFound, PeerError, Refused, Unavailable
 

@@ -96,8 +96,8 @@ class ApiServer:
     async def start(self, host: str, port: int, path: Path | None) -> None:
         """Listen and serve. Raises ConfigError."""
         self._server = grpc.aio.server(options=self._options())
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        health_pb2_grpc.add_HealthServicer_to_server(  # type: ignore[no-untyped-call]
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs are partial
+        health_pb2_grpc.add_HealthServicer_to_server(  # type: ignore[no-untyped-call]  # it has no types
             self._health, self._server
         )
         names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
@@ -110,7 +110,7 @@ class ApiServer:
                 (grpc.method_handlers_generic_handler(descriptor.full_name, handlers),)
             )
             names.append(descriptor.full_name)
-        reflection.enable_server_reflection(  # type: ignore[no-untyped-call]
+        reflection.enable_server_reflection(  # type: ignore[no-untyped-call]  # it has no types
             names, self._server
         )
         try:
@@ -203,7 +203,7 @@ class ApiServer:
             except MeshError as error:
                 self.calls_refused += isinstance(error, TooMany)
                 self.watchers_ended += isinstance(error, TooSlow)
-                status = rpc_status.to_status(  # type: ignore[no-untyped-call]
+                status = rpc_status.to_status(  # type: ignore[no-untyped-call]  # it has no types
                     status_of(error)
                 )
             except grpc.aio.InternalError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -52,7 +53,7 @@ class Faults:
                 at += self._rng.expovariate(rate / 60)
                 if at >= options.chaos_s:
                     break
-                self._stage.schedule(at, lambda act=act: act(self._rng))  # type: ignore[misc]
+                self._stage.schedule(at, partial(act, self._rng))
 
     def heal(self) -> None:
         """End all faults: whoever is not dead is up and awake. Lies go on for ever."""

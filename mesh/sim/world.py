@@ -178,7 +178,7 @@ class World:
             at = self.network.gossip_arrival(source.index, node.index, self.now)
             if at is not None:
                 event = OfferReceived(liar.publish(signed) if liar else signed)
-                self.schedule(at, lambda node=node, event=event: node.post(event))  # type: ignore[misc]
+                self.schedule(at, partial(node.post, event))
 
     def can_reach(self, source: Node, peer: PeerId) -> bool:
         """Whether *source* can fetch from *peer* now: inputs of a run, or its results."""
@@ -238,7 +238,7 @@ class World:
             if rng.random() < options.cancels:
                 task, node = plan.order.task, self.nodes[plan.buyer]
                 at = plan.at + rng.uniform(0.0, 60.0)
-                self.schedule(at, lambda node=node, task=task: node.post(CancelRequested(task)))  # type: ignore[misc]
+                self.schedule(at, partial(node.post, CancelRequested(task)))
         self._faults.begin()
         self.schedule(options.chaos_s, self._heal)
         self.schedule(_CENSUS_S, self._take_census)
