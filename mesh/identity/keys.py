@@ -97,7 +97,8 @@ def _read(path: Path) -> NodeKey:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ConfigError(SETTING, f"cannot read {path}: {error.strerror}") from None
+        why = f"cannot read {path}: {error.strerror}"
+        raise ConfigError(SETTING, why, "name another file, or let this one be read") from None
     return _parse(path, pem)
 
 
@@ -160,7 +161,8 @@ def _create(path: Path) -> None:
         hint = f"mount it, or: mkdir -p {shlex.quote(str(folder.parent))}"
         raise ConfigError(SETTING, why, hint) from None
     except OSError as error:
-        raise ConfigError(SETTING, f"cannot make a key at {path}: {error.strerror}") from None
+        why = f"cannot make a key at {path}: {error.strerror}"
+        raise ConfigError(SETTING, why, "free some space there, or set MESH_HOME") from None
 
 
 def _sync_folder(folder: Path) -> None:
