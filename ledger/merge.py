@@ -94,7 +94,7 @@ class Merger:
     def __init__(
         self, store: Store, *, spread: Spread | None = None, verify: Verify = keys.verify
     ) -> None:
-        self._store = store
+        self.store = store
         self._pool = ThreadPoolExecutor(THREADS) if spread is None else None
         self._spread: Spread = spread or self._in_pool
         self._verify = verify
@@ -133,7 +133,51 @@ class Merger:
         no good before, and clocks from the future.
         """
         tally = _Tally()
-        glances = self._read(Glance.decode, wires, tally)
+        return self._merge_cold(self._read(Glance.decode, wires, tally), now_ms, tally)
+
+    def merge_glances(self, glances: Sequence[Glance], now_ms: int, *, cold: bool) -> Merged:
+        """As `merge_cold` or `merge`, of what was glanced at already."""
+        tally = _Tally()
+        if cold:
+            return self._merge_cold(glances, now_ms, tally)
+        self._take(self._fresh([glance.entry() for glance in glances], tally), now_ms, tally)
+        return self._told(tally)
+
+    def release(self, now_ms: int) -> Merged:
+        """Take in what waited for its time, as far as that has come."""
+        tally = _Tally()
+        waiting = self._early.values()
+        tally.entries += [e for e in waiting if not _is_early(e.content.hlc, now_ms)]
+        self.store.add(tally.entries)
+        for entry in tally.entries:
+            del self._early[entry.id]
+        return self._told(tally)
+
+    def check(self, limit: int) -> Merged:
+        """Look closely at up to *limit* entries that were only vouched for; forget the bad ones.
+
+        Call it again as long as it finds any: then the store holds nothing unchecked.
+        """
+        return self.check_these(self.store.vouched(limit))
+
+    def check_these(self, glances: Sequence[Glance]) -> Merged:
+        """As `check`, before these are told to others."""
+        tally = _Tally()
+        good = self._signed(self._sound((glance.entry() for glance in glances), tally), tally)
+        self.store.add(good)
+        kept = {entry.id for entry in good}
+        bad = [glance for glance in glances if glance.id not in kept]
+        self.store.drop_vouched(glance.id for glance in bad)
+        for glance in bad:
+            _remember(self._liars, glance.key, None)
+        tally.entries += good
+        return self._told(tally)
+
+    def statistics(self) -> Mapping[str, int]:
+        """Entries by what became of them, since the start; how many wait."""
+        return {**self._counts, "waiting": len(self._early)}
+
+    def _merge_cold(self, glances: Iterable[Glance], now_ms: int, tally: _Tally) -> Merged:
         closely: list[Glance] = []
         loosely: list[list[Glance]] = []
         for run in runs(glances):
@@ -145,40 +189,6 @@ class Merger:
         self._take(self._fresh([glance.entry() for glance in closely], tally), now_ms, tally)
         self._vouch(loosely, tally)
         return self._told(tally)
-
-    def release(self, now_ms: int) -> Merged:
-        """Take in what waited for its time, as far as that has come."""
-        tally = _Tally()
-        waiting = self._early.values()
-        tally.entries += [e for e in waiting if not _is_early(e.content.hlc, now_ms)]
-        self._store.add(tally.entries)
-        for entry in tally.entries:
-            del self._early[entry.id]
-        return self._told(tally)
-
-    def check(self, limit: int) -> Merged:
-        """Look closely at up to *limit* entries that were only vouched for; forget the bad ones.
-
-        Call it again as long as it finds any: then the store holds nothing unchecked.
-        """
-        return self.check_these(self._store.vouched(limit))
-
-    def check_these(self, glances: Sequence[Glance]) -> Merged:
-        """As `check`, before these are told to others."""
-        tally = _Tally()
-        good = self._signed(self._sound((glance.entry() for glance in glances), tally), tally)
-        self._store.add(good)
-        kept = {entry.id for entry in good}
-        bad = [glance for glance in glances if glance.id not in kept]
-        self._store.drop_vouched(glance.id for glance in bad)
-        for glance in bad:
-            _remember(self._liars, glance.key, None)
-        tally.entries += good
-        return self._told(tally)
-
-    def statistics(self) -> Mapping[str, int]:
-        """Entries by what became of them, since the start; how many wait."""
-        return {**self._counts, "waiting": len(self._early)}
 
     def _read(self, read: Callable[[bytes], T], wires: Iterable[bytes], tally: _Tally) -> list[T]:
         good = []
@@ -192,7 +202,7 @@ class Merger:
     def _fresh(self, entries: Sequence[Entry], tally: _Tally) -> list[Entry]:
         """Those that the store has not, each once."""
         unique = {entry.id: entry for entry in entries}
-        known = self._store.which(list(unique)) | self._early.keys()
+        known = self.store.which(list(unique)) | self._early.keys()
         fresh = [entry for entry_id, entry in unique.items() if entry_id not in known]
         tally.known += len(entries) - len(fresh)
         return fresh
@@ -208,7 +218,7 @@ class Merger:
                 tally.early += 1
             else:
                 due.append(entry)
-        self._store.add(due)
+        self.store.add(due)
         tally.entries += due
 
     def _sound(self, entries: Iterable[Entry], tally: _Tally) -> list[Entry]:
@@ -246,11 +256,11 @@ class Merger:
         """Keep the runs whose last entry was found good, now or before."""
         vouched: list[Glance] = []
         for *before, last in loosely:
-            if self._store.entry(last.id) is None:
+            if self.store.entry(last.id) is None:
                 tally.refused += len(before)
             else:
                 vouched += before
-        new = self._store.add_vouched(vouched)
+        new = self.store.add_vouched(vouched)
         tally.vouched += new
         tally.known += len(vouched) - new
 
@@ -258,7 +268,7 @@ class Merger:
         key = run[0].key
         if key in self._liars or any(_is_early(glance.hlc, now_ms) for glance in run):
             return False
-        return key[0] != b"" and not self._store.holding(*key).forked
+        return key[0] != b"" and not self.store.holding(*key).forked
 
     def _can_afford(self, entry: Entry, now_ms: int) -> bool:
         """Whether its chain never forked, or has some of this hour's budget left.
@@ -268,7 +278,7 @@ class Merger:
         """
         body = entry.content
         key = (body.author, body.net)
-        if body.author and not self._store.holding(*key).forked:
+        if body.author and not self.store.holding(*key).forked:
             return True
         hour, spent = self._hours.get(key, (0, 0))
         if hour != now_ms // _HOUR_MS:

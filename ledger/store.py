@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from attrs import evolve
 
@@ -131,6 +131,11 @@ class Store:
         with _telling_why():
             return frozenset(self._where(entry_ids))
 
+    def which_vouched(self, entry_ids: Sequence[bytes]) -> frozenset[bytes]:
+        """Those of *entry_ids* that are there and were not checked yet."""
+        with _telling_why():
+            return frozenset(self._where(entry_ids, "AND NOT checked"))
+
     def entry(self, entry_id: bytes) -> Entry | None:
         """The entry of that id. Raises LedgerError."""
         return next(self._read(f"WHERE {_BY_ID} AND checked", entry_id), None)
@@ -142,8 +147,8 @@ class Store:
     def holdings(self) -> list[Holding]:
         """What is held of every chain. Raises LedgerError."""
         with _telling_why():
-            rows = self._db.execute(f"SELECT {_HOLDING} FROM chain").fetchall()  # noqa: S608
-        return [_held(*row) for row in rows]
+            rows = self._db.execute(f"SELECT {_HOLDING} FROM chain").fetchall()  # noqa: S608 (our own text)
+        return [*map(_held, rows)]
 
     def total(self) -> Total:
         """What is held altogether: equal for equal stores. Raises LedgerError."""
@@ -323,7 +328,7 @@ class Store:
 
     def _drop(self, entry_id: bytes) -> bool:
         row = self._db.execute(
-            f"SELECT n, chain FROM entry WHERE {_BY_ID} AND NOT checked",  # noqa: S608
+            f"SELECT n, chain FROM entry WHERE {_BY_ID} AND NOT checked",  # noqa: S608 (our own text)
             (entry_id,),
         ).fetchone()
         if row is None:
@@ -335,10 +340,10 @@ class Store:
     def _holding(self, key: ChainKey) -> tuple[int | None, Holding]:
         with _telling_why():
             row = self._db.execute(
-                f"SELECT chain, {_HOLDING} FROM chain WHERE author = ? AND net = ?",  # noqa: S608
+                f"SELECT chain, {_HOLDING} FROM chain WHERE author = ? AND net = ?",  # noqa: S608 (our own text)
                 key,
             ).fetchone()
-        return (row[0], _held(*row[1:])) if row else (None, Holding(*key))
+        return (row[0], _held(row[1:])) if row else (None, Holding(*key))
 
     def _is_fork(self, chain: int, seq: int) -> bool:
         found = self._db.execute(
@@ -346,13 +351,14 @@ class Store:
         )
         return len(found.fetchall()) > 1
 
-    def _where(self, entry_ids: Sequence[bytes]) -> dict[bytes, int]:
+    def _where(self, entry_ids: Sequence[bytes], also: str = "") -> dict[bytes, int]:
         """The row of each of these that is there."""
         found: dict[bytes, int] = {}
         for at in range(0, len(entry_ids), PAGE):
             page = entry_ids[at : at + PAGE]
             marks = ",".join("?" * len(page))
-            query = f"SELECT id, n FROM entry WHERE substr(id, 1, 8) IN ({marks})"  # noqa: S608
+            where = f"WHERE substr(id, 1, 8) IN ({marks}) {also}"
+            query = "SELECT id, n FROM entry " + where  # noqa: S608 (our own text)
             found.update(self._db.execute(query, [entry_id[:8] for entry_id in page]))
         return {entry_id: found[entry_id] for entry_id in entry_ids if entry_id in found}
 
@@ -385,18 +391,10 @@ def _glance(row: _Row) -> Glance:
     return glance
 
 
-def _held(
-    author: bytes,
-    net: bytes,
-    height: int,
-    top: int,
-    top_id: bytes,
-    count: int,
-    total: bytes,
-    forked: int,
-) -> Holding:
-    held = Total(count, int.from_bytes(total, "big"))
-    return Holding(author, net, height, top, top_id, held, bool(forked))
+def _held(row: Sequence[Any]) -> Holding:
+    """Of the columns `_HOLDING`."""
+    *place, count, total, forked = row
+    return Holding(*place, Total(count, int.from_bytes(total, "big")), bool(forked))
 
 
 def _write(db: sqlite3.Connection, chain: int, holding: Holding) -> None:
