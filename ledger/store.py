@@ -393,8 +393,9 @@ def _glance(row: _Row) -> Glance:
 
 def _held(row: Sequence[Any]) -> Holding:
     """Of the columns `_HOLDING`."""
-    *place, count, total, forked = row
-    return Holding(*place, Total(count, int.from_bytes(total, "big")), bool(forked))
+    author, net, height, top, top_id, count, total, forked = row
+    held = Total(count, int.from_bytes(total, "big"))
+    return Holding(author, net, height, top, top_id, held, bool(forked))
 
 
 def _write(db: sqlite3.Connection, chain: int, holding: Holding) -> None:
