@@ -68,6 +68,7 @@ class Exchange:
         self._wants: deque[bytes] = deque()
         self._fetches: deque[bytes] = deque()
         self._asked: deque[tuple[_Source, bytes]] = deque()
+        self._arrived: list[Glance] = []
         self._serving: Iterator[Glance] = iter(())
         self._notes = 0
         self.outcome = Outcome()
@@ -89,8 +90,9 @@ class Exchange:
         self._fetches += [fetch for fetch in fetches if fetch is not None]
         self._asked += [(self._subject.wanted, name) for name in piece.wants]
         self._asked += [(self._subject.fetched, fetch) for fetch in piece.fetches]
-        if piece.entries:
-            self._merge(piece.entries)
+        self._arrived += self._expected(piece.entries)
+        if self._arrived and (piece.is_last or len(self._arrived) >= TURN_ENTRIES_MAX):
+            self._merge()
 
     def speak(self) -> list[Piece]:
         """Our next turn: at least one piece, the last one marked."""
@@ -126,14 +128,19 @@ class Exchange:
             for notes in (self._rows, self._wants, self._fetches)
         )
 
-    def _merge(self, wires: Sequence[bytes]) -> None:
+    def _expected(self, wires: Sequence[bytes]) -> list[Glance]:
         try:
             glances = [Glance.decode(wire) for wire in wires]
         except BadEntry as error:
             raise SyncError(f"no entry: {error.reason}") from None
         if not all(map(self._subject.is_expected, glances)):
             raise SyncError("entries that nobody asked for")
-        merged = self._merger.merge_glances(glances, self._now_ms, cold=self._cold)
+        return glances
+
+    def _merge(self) -> None:
+        """Take in what has arrived, a turn at a time: each time costs a commit."""
+        merged = self._merger.merge_glances(self._arrived, self._now_ms, cold=self._cold)
+        self._arrived = []
         self.outcome.new += len(merged.entries) + merged.vouched
         self.outcome.refused += merged.refused
         if self.outcome.refused > REFUSED_MAX:

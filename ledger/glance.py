@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
+from typing import Any, cast
 
 from attrs import frozen
 
@@ -15,9 +16,10 @@ from ledger.codec import BODY_MAX, ENTRY_MAX, unpack
 from ledger.errors import BadEntry
 from ledger.holdings import ChainKey
 from ledger.keys import SIGNATURE_LENGTH
-from ledger.model import Entry
+from ledger.model import VERSION, Entry
 
 _FIELDS = 13
+_TYPES = (bytes, bytes, int, bytes, int)
 
 
 @frozen
@@ -42,16 +44,13 @@ class Glance:
     @staticmethod
     def of(body: bytes, sig: bytes) -> Glance:
         """The entry of these two. Raises BadEntry."""
-        match unpack(body, BODY_MAX):
-            case (1, bytes(net), int(), bytes(author), int(seq), bytes(prev), int(hlc), *rest) if (
-                len(rest) == _FIELDS - 7
-                and len(net) == 8
-                and len(author) in (0, 32)
-                and len(prev) == 32
-            ):
+        fields = unpack(body, BODY_MAX)
+        if type(fields) is tuple and len(fields) == _FIELDS and fields[0] == VERSION:
+            _, net, _, author, seq, prev, hlc, *_ = cast(tuple[Any, ...], fields)
+            types = (type(net), type(author), type(seq), type(prev), type(hlc))
+            if types == _TYPES and len(net) == 8 and len(author) in (0, 32) and len(prev) == 32:
                 return Glance(sha256(body).digest(), (author, net), seq, prev, hlc, body, sig)
-            case _:
-                raise BadEntry("body: not what a body begins with")
+        raise BadEntry("body: not what a body begins with")
 
     def entry(self) -> Entry:
         """The entry; its content is yet to be decoded."""
@@ -67,11 +66,12 @@ def opened(data: bytes) -> Entry:
 
     Raises BadEntry.
     """
-    match unpack(data, ENTRY_MAX):
-        case (bytes(body), bytes(sig)) if len(sig) == SIGNATURE_LENGTH:
+    fields = unpack(data, ENTRY_MAX)
+    if type(fields) is tuple and tuple(map(type, fields)) == (bytes, bytes):
+        body, sig = cast(tuple[bytes, bytes], fields)
+        if len(sig) == SIGNATURE_LENGTH:
             return Entry(body, sig)
-        case _:
-            raise BadEntry("entry: not a body and a signature")
+    raise BadEntry("entry: not a body and a signature")
 
 
 def runs(glances: Iterable[Glance]) -> Iterator[list[Glance]]:

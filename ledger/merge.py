@@ -122,9 +122,7 @@ class Merger:
     def merge(self, wires: Iterable[bytes], now_ms: int) -> Merged:
         """Take in encoded entries, each one checked in full."""
         tally = _Tally()
-        opened_ones = self._read(opened, wires, tally)
-        self._take(self._fresh(opened_ones, tally), now_ms, tally)
-        return self._told(tally)
+        return self._merge(self._read(opened, wires, tally), now_ms, tally)
 
     def merge_cold(self, wires: Iterable[bytes], now_ms: int) -> Merged:
         """Take in encoded entries, chains in order: the last of each run is checked in full.
@@ -140,8 +138,7 @@ class Merger:
         tally = _Tally()
         if cold:
             return self._merge_cold(glances, now_ms, tally)
-        self._take(self._fresh([glance.entry() for glance in glances], tally), now_ms, tally)
-        return self._told(tally)
+        return self._merge([glance.entry() for glance in glances], now_ms, tally)
 
     def release(self, now_ms: int) -> Merged:
         """Take in what waited for its time, as far as that has come."""
@@ -177,6 +174,11 @@ class Merger:
         """Entries by what became of them, since the start; how many wait."""
         return {**self._counts, "waiting": len(self._early)}
 
+    def _merge(self, entries: Sequence[Entry], now_ms: int, tally: _Tally) -> Merged:
+        tally.entries += self._due(self._fresh(entries, tally), now_ms, tally)
+        self.store.add(tally.entries)
+        return self._told(tally)
+
     def _merge_cold(self, glances: Iterable[Glance], now_ms: int, tally: _Tally) -> Merged:
         closely: list[Glance] = []
         loosely: list[list[Glance]] = []
@@ -186,8 +188,12 @@ class Merger:
                 closely.append(run[-1])
             else:
                 closely += run
-        self._take(self._fresh([glance.entry() for glance in closely], tally), now_ms, tally)
-        self._vouch(loosely, tally)
+        fresh = self._fresh([glance.entry() for glance in closely], tally)
+        due = self._due(fresh, now_ms, tally)
+        vouched = self._vouched(loosely, {entry.id for entry in due}, tally)
+        tally.vouched = self.store.add(due, vouched) - len(due)
+        tally.known += len(vouched) - tally.vouched
+        tally.entries += due
         return self._told(tally)
 
     def _read(self, read: Callable[[bytes], T], wires: Iterable[bytes], tally: _Tally) -> list[T]:
@@ -207,9 +213,10 @@ class Merger:
         tally.known += len(entries) - len(fresh)
         return fresh
 
-    def _take(self, entries: Iterable[Entry], now_ms: int, tally: _Tally) -> None:
+    def _due(self, entries: Iterable[Entry], now_ms: int, tally: _Tally) -> list[Entry]:
+        """Those that are good in every way, and whose time has come."""
         sound = self._sound(entries, tally)
-        affordable = [entry for entry in sound if self._can_afford(entry, now_ms)]
+        affordable = self._affordable(sound, now_ms)
         tally.over_budget += len(sound) - len(affordable)
         due = []
         for entry in self._signed(affordable, tally):
@@ -218,8 +225,7 @@ class Merger:
                 tally.early += 1
             else:
                 due.append(entry)
-        self.store.add(due)
-        tally.entries += due
+        return due
 
     def _sound(self, entries: Iterable[Entry], tally: _Tally) -> list[Entry]:
         """Those that are entries by the bytes, but for their signatures."""
@@ -252,17 +258,17 @@ class Merger:
             return False
         return True
 
-    def _vouch(self, loosely: Iterable[Sequence[Glance]], tally: _Tally) -> None:
-        """Keep the runs whose last entry was found good, now or before."""
+    def _vouched(
+        self, loosely: Iterable[Sequence[Glance]], good: set[bytes], tally: _Tally
+    ) -> list[Glance]:
+        """What the last entry of each run vouches for, if that one is good, now or before."""
         vouched: list[Glance] = []
         for *before, last in loosely:
-            if self.store.entry(last.id) is None:
-                tally.refused += len(before)
-            else:
+            if last.id in good or self.store.entry(last.id) is not None:
                 vouched += before
-        new = self.store.add_vouched(vouched)
-        tally.vouched += new
-        tally.known += len(vouched) - new
+            else:
+                tally.refused += len(before)
+        return vouched
 
     def _takes_word_of(self, run: Sequence[Glance], now_ms: int) -> bool:
         key = run[0].key
@@ -270,16 +276,21 @@ class Merger:
             return False
         return key[0] != b"" and not self.store.holding(*key).forked
 
-    def _can_afford(self, entry: Entry, now_ms: int) -> bool:
-        """Whether its chain never forked, or has some of this hour's budget left.
+    def _affordable(self, entries: Sequence[Entry], now_ms: int) -> list[Entry]:
+        """Those of chains that never forked, or that have some of this hour's budget left.
 
-        What proves the fork is not yet of a forked chain. Entries without an author, proofs of
+        What proves a fork is not yet of a forked chain. Entries without an author, proofs of
         forks, have one budget together: the two arms of a fork prove it without them.
         """
-        body = entry.content
-        key = (body.author, body.net)
-        if body.author and not self.store.holding(*key).forked:
-            return True
+        keys = [(entry.content.author, entry.content.net) for entry in entries]
+        is_free = {key: key[0] != b"" and not self.store.holding(*key).forked for key in set(keys)}
+        return [
+            entry
+            for entry, key in zip(entries, keys, strict=True)
+            if is_free[key] or self._spends(key, now_ms)
+        ]
+
+    def _spends(self, key: ChainKey, now_ms: int) -> bool:
         hour, spent = self._hours.get(key, (0, 0))
         if hour != now_ms // _HOUR_MS:
             hour, spent = now_ms // _HOUR_MS, 0

@@ -103,19 +103,15 @@ class Store:
                     self._check_own(entry)
                     self._file([checked(entry)])
 
-    def add(self, entries: Iterable[Entry]) -> int:
+    def add(self, entries: Iterable[Entry], vouched_for: Iterable[Glance] = ()) -> int:
         """Keep others' *entries*, in any order and however often; how many were new.
 
         Only what `chain.check_entry` has passed: the store does not ask who signed. Of several
-        signatures over one id the smallest is kept, so that replicas agree. Raises LedgerError.
+        signatures over one id the smallest is kept, so that replicas agree. What is *vouched_for*
+        is counted too. Raises LedgerError.
         """
         with _telling_why(), _transaction(self._db):
-            return self._file(map(checked, entries))
-
-    def add_vouched(self, entries: Iterable[Glance]) -> int:
-        """Keep entries of which only their place and their author's word is known; how many."""
-        with _telling_why(), _transaction(self._db):
-            return self._file(map(vouched, entries))
+            return self._file([*map(checked, entries), *map(vouched, vouched_for)])
 
     def vouched(self, limit: int) -> tuple[Glance, ...]:
         """Up to *limit* entries that nobody has checked yet, the oldest first."""
@@ -311,15 +307,18 @@ class Store:
                 for f in several
             ],
         )
-        forked, top = holding.forked, holding.top
-        for filed in several:
-            holding = holding.topped(filed.seq, filed.id)
-            top, was = max(top, filed.seq + 1), top
-            if filed.seq < was and key[0]:
-                forked = forked or self._is_fork(chain, filed.seq)
-        height, total = _height(self._db, chain, holding.height), holding.total
-        total = total.plus(filed.id for filed in several)
-        _write(self._db, chain, evolve(holding, height=height, total=total, forked=forked))
+        below = [filed.seq for filed in several if filed.seq < holding.top]
+        twice = len(several) - len({filed.seq for filed in several})
+        is_fork = bool(twice) or any(self._is_fork(chain, seq) for seq in below)
+        highest = min(several, key=lambda filed: (-filed.seq, filed.id))
+        topped = holding.topped(highest.seq, highest.id)
+        held = evolve(
+            topped,
+            height=_height(self._db, chain, holding.height),
+            total=holding.total.plus(filed.id for filed in several),
+            forked=holding.forked or (is_fork and key[0] != b""),
+        )
+        _write(self._db, chain, held)
 
     def _new_chain(self, key: ChainKey) -> int:
         cursor = self._db.execute("INSERT INTO chain(author, net) VALUES (?, ?)", key)

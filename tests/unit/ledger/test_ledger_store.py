@@ -302,7 +302,7 @@ def test_a_vouched_entry_is_held_but_nobody_reads_it_until_it_is_checked(store: 
     alloc = bob.alloc(ALICE)
     settle = bob.settle(ALICE, alloc)
     glances = [Glance.decode(entry.encode()) for entry in (alloc, settle)]
-    assert store.add_vouched([*glances, *glances]) == 2
+    assert store.add([], [*glances, *glances]) == 2
     assert store.holding(BOB.key, NET).height == 2
     assert list(store.glances(BOB.key, NET, 0, 9)) == glances
     assert store.which([bytes(32), settle.id]) == {settle.id}
@@ -312,7 +312,7 @@ def test_a_vouched_entry_is_held_but_nobody_reads_it_until_it_is_checked(store: 
     assert store.head(BOB.key, NET) == Head.start(BOB.key, NET)
     assert store.vouched(9) == tuple(glances)
     assert store.add([settle, alloc]) == 0
-    assert store.add_vouched(glances) == 0
+    assert store.add([], glances) == 0
     assert store.vouched(9) == ()
     assert store.resolutions(alloc.id) == (settle,)
     assert store.newest(1, alloc.content.nonce) == (settle,)
@@ -321,10 +321,10 @@ def test_a_vouched_entry_is_held_but_nobody_reads_it_until_it_is_checked(store: 
 
 def test_a_checked_signature_replaces_one_that_was_vouched_for(store: Store) -> None:
     alloc = Chain(BOB).alloc(ALICE)
-    store.add_vouched([Glance.of(alloc.body, bytes(64))])
+    store.add([], [Glance.of(alloc.body, bytes(64))])
     store.add([alloc])
     assert store.entry(alloc.id) == alloc
-    store.add_vouched([Glance.of(alloc.body, bytes(64))])
+    store.add([], [Glance.of(alloc.body, bytes(64))])
     assert store.entry(alloc.id) == alloc
 
 
@@ -332,7 +332,7 @@ def test_a_vouched_entry_that_is_no_good_is_forgotten(store: Store) -> None:
     bob = Chain(BOB)
     entries = [bob.alloc(ALICE) for _ in range(4)]
     store.add(entries[:1])
-    store.add_vouched(Glance.decode(entry.encode()) for entry in entries)
+    store.add([], (Glance.decode(entry.encode()) for entry in entries))
     assert store.drop_vouched([entries[0].id, entries[2].id, bytes(32)]) == 1
     assert {holding.key: holding for holding in store.holdings()} == recounted(store)
     assert store.holding(BOB.key, NET).height == 2
