@@ -28,6 +28,8 @@ from ledger.statements import Checkpoint, Dispute, ForkProof, KeyOp, Line, Refun
 
 LINE_MAX = 64 * 1024
 """Bytes of one line of a file."""
+NESTED_MAX = 256
+"""Brackets that one line may open, so that no parser of JSON is put to the test."""
 NUMBER_MAX = 2**53 - 1
 """What JSON can hold for every reader: a larger number is written as text, in decimal."""
 
@@ -123,8 +125,10 @@ def read(lines: Iterable[bytes]) -> Iterator[Entry | Evidence | Finding]:
 def _read_line(line: bytes) -> Iterator[Entry | Evidence | Finding]:
     if len(line) > LINE_MAX:
         raise BadEntry(f"longer than {LINE_MAX} bytes")
+    if line.count(b"[") + line.count(b"{") > NESTED_MAX:
+        raise BadEntry(f"more than {NESTED_MAX} brackets")
     try:
-        fields = json.loads(line)
+        fields = json.loads(line.decode(), parse_constant=_refused)
     except (ValueError, RecursionError):
         raise BadEntry("not JSON") from None
     if isinstance(fields, dict):
@@ -139,10 +143,12 @@ def _read_line(line: bytes) -> Iterator[Entry | Evidence | Finding]:
         data = base64.b64decode(raw + "=" * (-len(raw) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise BadEntry('"raw" is not base64url') from None
+    if _base64(data) != raw:
+        raise BadEntry('"raw" is not the one base64url of its bytes')
     entry = Entry.decode(data)
     told = _readable(entry)
     for name in fields.keys() & told.keys() - {"raw"}:
-        if fields[name] != told[name]:
+        if fields[name] != told[name] or isinstance(fields[name], bool):
             yield Finding(entry.id, "encoding", False, f'"{name}" is not what the bytes say')
     yield entry
 
@@ -150,7 +156,7 @@ def _read_line(line: bytes) -> Iterator[Entry | Evidence | Finding]:
 def _readable(entry: Entry) -> dict[str, Any]:
     body = entry.content
     return {
-        "raw": base64.urlsafe_b64encode(entry.encode()).decode().rstrip("="),
+        "raw": _base64(entry.encode()),
         "id": entry.id.hex(),
         "kind": body.kind.name,
         "net": body.net.hex(),
@@ -160,6 +166,14 @@ def _readable(entry: Entry) -> dict[str, Any]:
         "ref": body.ref.hex(),
         **(_terms(body) if body.kind in TERMED else _statement(body)),
     }
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _terms(body: Body) -> dict[str, Any]:
@@ -222,7 +236,9 @@ def _list(length: int, most: int) -> Callable[[object], tuple[bytes, ...]]:
 def _number(top: int) -> Callable[[object], int]:
     def read_number(value: object) -> int:
         number = value
-        if isinstance(value, str) and re.fullmatch("[1-9][0-9]{15,18}", value):
+        if isinstance(value, float) and value.is_integer() and abs(value) <= NUMBER_MAX:
+            number = value = int(value)  # JSON of other languages does not tell 1 from 1.0
+        elif isinstance(value, str) and re.fullmatch("[1-9][0-9]{15,18}", value):
             number = int(value)
         if type(number) is not int or not 0 <= number <= top or _plain(number) != value:
             raise BadEntry(f"not a number of at most {top}")

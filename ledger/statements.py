@@ -14,9 +14,9 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import ClassVar, Self
 
-from attrs import astuple, fields_dict, frozen
+from attrs import fields_dict, frozen
 
-from ledger.codec import BODY_MAX, UINT_MAX, pack, unpack
+from ledger.codec import BODY_MAX, UINT_MAX, Value, pack, unpack
 from ledger.fields import CID_OR_NONE, HASH, KEY, NAME, UINT, Rule, at_most, exactly, record, sized
 
 VERSION = 1
@@ -43,7 +43,7 @@ class Statement:
 
     def encode(self) -> bytes:
         """The canonical bytes."""
-        return pack(tuple(map(_plain, astuple(self, recurse=False))))  # type: ignore[arg-type]
+        return pack(tuple(_plain(getattr(self, name)) for name in self.RULES))
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -156,5 +156,5 @@ for _statement in (Dispute, Refund, Line, KeyOp, Checkpoint, ForkProof):
     assert list(fields_dict(_statement)) == list(_statement.RULES)
 
 
-def _plain(value: object) -> object:
+def _plain(value: Value) -> Value:
     return int(value) if isinstance(value, Op) else value

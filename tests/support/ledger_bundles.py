@@ -76,6 +76,14 @@ def wrong_root() -> list[Entry]:
     return [*mine, bob.checkpoint(mine[:1] + mine[2:])]
 
 
+def impatient() -> list[Entry]:
+    """A SETTLE of an ALLOC that comes no earlier than itself."""
+    bob = Chain(BOB)
+    first, later = bob.alloc(ALICE), bob.alloc(ALICE)
+    settle = bob.settle(ALICE, later).content
+    return [first, later, resigned(evolve(settle, seq=1, prev=first.id))]
+
+
 def bundles() -> dict[str, tuple[list[bytes], set[str]]]:
     """By name: the lines of a file, and the checks that find something not good in it."""
     all_of_it = history()
@@ -139,6 +147,10 @@ def bundles() -> dict[str, tuple[list[bytes], set[str]]]:
             {"consistency"},
         ),
         "fork": (lines([one, other]), {"fork"}),
+        "a SETTLE before its ALLOC": (
+            lines([*impatient()]),
+            {"fork", "totals", "resolution"},
+        ),
         "fork proof": (lines([proof]), {"fork"}),
         "forged fork proof": (lines([evolve(proof, sig=BOB.sign(b""))]), {"signatures"}),
         "clock": (lines([all_of_it[0], stale]), {"chain"}),

@@ -218,6 +218,7 @@ def good() -> Iterator[tuple[str, bytes]]:
     yield "empty bin", b"\xc4\x00"
     yield "empty text", b"\xa0"
     yield "text in NFC", b"\xa2\xc3\xa9"
+    yield "text that starts with a byte order mark", b"\xa4\xef\xbb\xbfa"
     yield "text of 256 bytes", b"\xda\x01\x00" + b"a" * 256
     yield "empty array", b"\x90"
     yield "array of 256", b"\xdc\x01\x00" + b"\0" * 256
