@@ -43,7 +43,6 @@ from mesh.ids import PeerId, format_peer
 from mesh.kernel import Kernel
 from mesh.market.accounts import CLOSINGS_MAX, Key, open_allocs
 from mesh.market.bidding import Shop
-from mesh.market.order import TaskRecord
 from mesh.market.policy import Policy
 from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
 from mesh.network.network import BLOCKS, Network, NetworkConfig, open_network
@@ -241,9 +240,7 @@ def _gather(config: Config, home: Home, files: _Files) -> Facts:
         policy=policy,
         seed=randbits(64),
         head=files.ledger.head(files.key.peer, NET),
-        records=tuple(
-            _as_paid(record, allocs) for record in files.journal.tasks(policy.tasks_ended_max)
-        ),
+        records=tuple(files.journal.tasks(policy.tasks_ended_max)),
         tenancies=tuple(files.journal.tenancies()),
         allocs=tuple(entry.encode() for entry in allocs.values()),
         closings=tuple(entry.encode() for entry in closings),
@@ -264,13 +261,6 @@ def _read_chain(files: _Files) -> tuple[Mapping[Key, Entry], deque[Entry]]:
             yield entry
 
     return open_allocs(passing()), closings
-
-
-def _as_paid(record: TaskRecord, allocs: Mapping[Key, Entry]) -> TaskRecord:
-    """A record that was written just before the payment that it tells of, and the payment not."""
-    if record.settle is None or (record.order.task, record.fence) not in allocs:
-        return record
-    return evolve(record, settle=None, amount=0)
 
 
 def _record_crash(home: Home, facts: Facts, driver: Driver) -> None:
@@ -325,30 +315,33 @@ async def _serve(
             started_at=trio.current_time(),
             doors=[],
         )
-        nursery.start_soon(alarm.heard)
-        nursery.start_soon(performer.gossip)
-        nursery.start_soon(sweep, files.blocks, kernel)
-        nursery.start_soon(watch, Probe(ThisMachine(), trio.current_time), driver.post)
-        nursery.start_soon(advertise, network, kernel)
-        nursery.start_soon(
-            partial(driver.drive, persist=performer.persist, perform=performer.perform)
-        )
+        for service in (
+            alarm.heard,
+            performer.gossip,
+            partial(sweep, files.blocks, kernel),
+            partial(watch, Probe(ThisMachine(), trio.current_time), driver.post),
+            partial(advertise, network, kernel),
+            partial(driver.drive, persist=performer.persist, perform=performer.perform),
+        ):
+            nursery.start_soon(service)
         facts = await _open_doors(config, home, stack, desk, network)
         _write_facts(home, facts)
         stack.callback(home.facts.unlink, missing_ok=True)
-        announce(
-            {
-                **facts,
-                "key": str(files.key_path),
-                "is_new_key": files.is_new_key,
-                "sold": kernel.sold(),
-                "price": config.sell.price,
-                "storage": "embedded store",
-            }
-        )
+        announce({**facts, **_boast(config, files, kernel)})
         await _until_told(performer)
         broadcast.close()
         nursery.cancel_scope.cancel()
+
+
+def _boast(config: Config, files: _Files, kernel: Kernel) -> dict[str, object]:
+    """What a person wants to read first, beside where the node listens."""
+    return {
+        "key": str(files.key_path),
+        "is_new_key": files.is_new_key,
+        "sold": kernel.sold(),
+        "price": config.sell.price,
+        "storage": "embedded store",
+    }
 
 
 @define(eq=False)

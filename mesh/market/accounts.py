@@ -19,7 +19,7 @@ from mesh.ids import EntryId, PeerId, TaskId
 from mesh.market import terms as contract
 from mesh.market.policy import Policy
 from mesh.messages import Award, Bid, Declined, Done, Lost, Settled
-from mesh.sansio import Action, AppendEntry, Identity, Send
+from mesh.sansio import Action, AppendEntry, Identity, Send, WakeAt, Woken
 
 CLOSINGS_MAX = 1_024
 REMINDERS_MAX = 64
@@ -73,6 +73,20 @@ class Accounts:
             Send(_seller(entry), Award(*key, entry.encode(), self._policy.ttl_ms))
             for key, entry in idle[:REMINDERS_MAX]
         ]
+
+    def paid(self) -> dict[TaskId, tuple[EntryId, Terms]]:
+        """The receipt of each task that was paid, of those not yet forgotten."""
+        entries = [Entry.decode(data) for _, data in self._closings.values()]
+        settled = [entry for entry in entries if entry.content.kind is Kind.SETTLE]
+        return {
+            TaskId(entry.content.deal.nonce): (EntryId(entry.id), entry.content.deal)
+            for entry in settled
+        }
+
+    def timer(self, now: float) -> Action:
+        """When to remind. Never soon after a start: an award that only the ledger knows may find
+        its hold still standing, and its task with somebody else."""
+        return WakeAt(now + self._policy.resend_max_ms / 1000, Woken("accounts", None, 0))
 
     def newest_fences(self) -> dict[TaskId, int]:
         """The highest fence of each task with an open award."""

@@ -20,7 +20,6 @@ from attrs import evolve
 from ledger.chain import Head
 from ledger.model import Entry
 from mesh.ids import EntryId, PeerId, TaskId, short_peer
-from mesh.market import terms as contract
 from mesh.market.accounts import Accounts, Key
 from mesh.market.lease import Clock
 from mesh.market.offers import Heard, OfferBook
@@ -32,9 +31,11 @@ from mesh.market.order import (
     refusal_answer,
 )
 from mesh.market.policy import Policy
+from mesh.market.recovery import recovered
 from mesh.market.register import Register
 from mesh.market.sale import Sale, Sealed, ask_for, why_no_bid
 from mesh.market.scoring import Calibration, score
+from mesh.market.terms import CANCELLED, check_bid
 from mesh.messages import (
     Accepted,
     Ask,
@@ -70,10 +71,10 @@ class Auctioneer:
         allocs: Mapping[Key, Entry],
         closings: Sequence[Entry],
     ) -> None:
-        self._register = Register(policy, records)
+        self.accounts = Accounts(identity, policy, head, allocs, closings)
+        self._register = Register(policy, recovered(records, self.accounts))
         self.records = self._register.records
         self._sales = self._register.sales
-        self.accounts = Accounts(identity, policy, head, allocs, closings)
         self.calibration = Calibration()
         self._identity = identity
         self._policy = policy
@@ -99,7 +100,7 @@ class Auctioneer:
         for record in list(self.records.values()):
             if not record.state.is_final:
                 actions += self._resume(record, newest.get(record.order.task, 0), now)
-        return [*actions, self._accounts_timer(now)]
+        return [*actions, self.accounts.timer(now)]
 
     def submit(self, order: Order, now: float) -> list[Action]:
         """Admit a task and auction it at once. A known task is left as it is."""
@@ -141,7 +142,7 @@ class Auctioneer:
             return []
         record = self.records[bid.task]
         ask = self._ask(record, sale)
-        terms = contract.check_bid(
+        terms = check_bid(
             bid, ask, seller=peer, buyer=self._identity.peer, verify=self._identity.verify
         )
         price, value, factor = terms.reserve, record.order.max_price, self.calibration.factor(peer)
@@ -208,8 +209,11 @@ class Auctioneer:
             return [self._revoke(peer, done.task, done.fence)]
         self.accounts.check(peer, done)
         sale = self._sales.get(done.task)
-        if sale is None:  # taken back while it ran: only the bill is left
-            return self._settle(record, done, now)
+        if sale is None:
+            is_cancelled = (record.state, done.result.status) == (State.CANCELLED, CANCELLED)
+            if is_cancelled or done.result == record.result:
+                return self._settle(record, done, now)
+            return [self._revoke(peer, done.task, done.fence)]
         if sale.done is not None:
             return []
         sale.done = done
@@ -298,13 +302,8 @@ class Auctioneer:
         """Remind the sellers of awards that came to nothing: who does not run it declines it."""
         return [
             *self.accounts.reminders(self._register.executors()),
-            self._accounts_timer(now),
+            self.accounts.timer(now),
         ]
-
-    def _accounts_timer(self, now: float) -> Action:
-        """Never soon after a start: an award that only the ledger knows may find its hold still
-        standing, and its task with somebody else."""
-        return WakeAt(now + self._policy.resend_max_ms / 1000, Woken("accounts", None, 0))
 
     # --- supporting: rounds ---------------------------------------------------------------------
 
@@ -415,8 +414,8 @@ class Auctioneer:
             reason=f"awarded to {short_peer(winner)}: {best.why_best}{losers}",
         )
         return [
-            appended,
             PersistTask(record),
+            appended,
             Send(winner, sale.award),
             Notify(Awarded(task, record.fence, winner, best.price, best.why_best, alloc)),
             self._award_timer(task, record.fence, now),
@@ -471,12 +470,12 @@ class Auctioneer:
         )
         self.records[task] = settled
         if settled.state.is_final:
-            return [*paid, PersistTask(settled)]
+            return [PersistTask(settled), *paid]
         sale = self._sales[task]
         self.calibration.record(executor, sale.promise, was_kept=now <= sale.deadline_at)
         state = State.DONE if done.result.status == "exited" else State.FAILED
         reason = done.result.detail or f"exit code {done.result.exit_code}"
-        return [*paid, *self._finish(task, state, reason)]
+        return [*self._finish(task, state, reason), *paid]
 
     def _revoke(self, peer: PeerId, task: TaskId, fence: int) -> Action:
         """Why *peer* holds nothing, and whether it is owed for what it burnt."""
@@ -487,11 +486,12 @@ class Auctioneer:
         if record is None:
             known = "superseded by a newer award" if task in self.records else "unknown task"
             return Send(peer, Revoked(task, fence, known, is_owed=False))
-        is_owed = record.state.is_final and self.accounts.is_open(peer, (task, fence))
+        # Whoever takes a task back pays what it burnt; who missed the deadline is owed nothing.
+        is_owed = record.state is State.CANCELLED and self.accounts.is_open(peer, (task, fence))
         return Send(peer, Revoked(task, fence, f"the task is {record.state}", is_owed=is_owed))
 
     def _finish(self, task: TaskId, state: State, reason: str) -> list[Action]:
-        """End the task; whoever still runs it is told, and paid for what it burnt."""
+        """End the task; whoever still runs it is told, and whether it is owed for that."""
         record = self.records[task]
         actions = self._register.end(task, state, reason)
         executor, fence = record.executor, record.fence

@@ -89,7 +89,7 @@ class Tenancy:
             status=CANCELLED,
             exit_code=0,
             detail=reason,
-            fuel=self.fuel,
+            fuel=self.answer.result.fuel if isinstance(self.answer, Done) else self.fuel,
             run_ms=0,
             output=EMPTY_DIR,
             stdout=EMPTY_FILE,

@@ -128,10 +128,11 @@ def why_unfit(offer: Offer, work: Work) -> str:
     missing = [feature for feature in work.features if feature not in offer.features]
     if missing:
         return f"lack {missing[0]}"
+    lasting = work.needs.shortage_in(offer.sold)
+    if lasting:
+        return f"too little {lasting}"
     short = work.needs.shortage_in(offer.free)
-    if not short:
-        return ""
-    return f"too little {short}" if work.needs.shortage_in(offer.sold) else f"{short} busy now"
+    return f"{short} busy now" if short else ""
 
 
 def _expectation(offer: Offer, work: Work, calibration: Calibration) -> float:

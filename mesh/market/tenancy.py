@@ -25,7 +25,7 @@ from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.bidding import TTL_MS_MIN, NoQuote, Shop, check_ask, quote
 from mesh.market.lease import Clock, Hold, Phase, Tenancy, restored
 from mesh.market.policy import Policy
-from mesh.market.terms import alloc_terms, void_terms
+from mesh.market.terms import CANCELLED, alloc_terms, void_terms
 from mesh.messages import (
     Accepted,
     Ask,
@@ -265,7 +265,7 @@ class Tenancies:
                 *actions,
                 *self._end(tenancy, tenancy.lost(revoked.reason, self._identity.sign), now),
             ]
-        if isinstance(tenancy.answer, Done):
+        if isinstance(tenancy.answer, Done) and tenancy.answer.result.status == CANCELLED:
             return [*actions, *self._send_answer(tenancy, now)]
         done = tenancy.cancelled(revoked.reason, self._clock.wall_ms(now), self._identity.sign)
         return [*actions, *self._end(tenancy, done, now)]

@@ -127,9 +127,10 @@ def test_a_disk_that_is_full_before_the_start(home: Path) -> None:
         fill(home)
         done = join(home)
         assert done.returncode != 0
-        (line,) = done.stderr.splitlines()
-        assert line.startswith("error: ")
-        assert "No space left on device" in line
+        error, hint = done.stderr.splitlines()
+        assert error.startswith("error: ")
+        assert "No space left on device" in error
+        assert hint.startswith("hint: ")
 
 
 @pytest.mark.slow

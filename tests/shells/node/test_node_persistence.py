@@ -13,10 +13,8 @@ from node_hands import open_hands
 from ledger.errors import LedgerError
 from mesh.errors import Unavailable
 from mesh.ids import PeerId
-from mesh.market.accounts import open_allocs
 from mesh.market.order import State, TaskRecord
 from mesh.messages import Settled
-from mesh.node import _as_paid
 from mesh.sansio import AppendEntry, PersistTask
 
 RECORD = TaskRecord(order(PeerId(ALICE.key)), State.WAITING, submitted_ms=1)
@@ -86,13 +84,30 @@ def test_killed_between_record_and_payment_a_buyer_pays_once() -> None:
     assert told.settle is not None
     table.crash(buyer)
     buyer.entries, buyer._head = entries, head  # the ledger never got it
-    buyer.records[task] = _as_paid(told, open_allocs(entries))
-    assert buyer.records[task].settle is None
-    assert buyer.records[task].amount == 0
     table.is_lost = lambda *_: False
     table.restart(buyer)
+    assert buyer.task(task).settle is None
+    assert buyer.task(task).amount == 0
     table.run(300.0)
     assert [entry.content.kind.name for entry in buyer.entries] == ["ALLOC", "SETTLE"]
     assert buyer.task(task).state is State.DONE
     assert buyer.task(task).settle == buyer.entries[-1].id
     assert executor.tenancies == {}
+
+
+def test_a_payment_ends_the_task_of_an_older_journal() -> None:
+    table = Table(3)
+    buyer = table["A"]
+    task = table.submit(buyer)
+    table.run(1.0)
+    older = buyer.records[task]
+    table.finish(table.executor(task), task)
+    table.crash(buyer)
+    buyer.records[task] = older  # restored from a backup
+    table.restart(buyer)
+    table.run(300.0)
+    assert [entry.content.kind.name for entry in buyer.entries] == ["ALLOC", "SETTLE"]
+    ended = buyer.task(task)
+    assert (ended.state, ended.settle) == (State.DONE, buyer.entries[-1].id)
+    assert ended.result is not None
+    assert ended.result.fuel == buyer.entries[-1].content.deal.fuel

@@ -319,7 +319,7 @@ def test_the_signed_award_is_durable_before_it_is_sent(hall: Hall) -> None:
     hall.bids(hall.sellers[0], ask, 0.0)
     actions = hall.buyer.woken("window", hall.task, 1, WINDOW_S)
     kinds = [type(action) for action in actions]
-    assert kinds[:3] == [AppendEntry, PersistTask, Send]
+    assert kinds[:3] == [PersistTask, AppendEntry, Send]
     entry = Entry.decode(one(actions, Award).entry)
     assert entry.content.deal.reserve == 10_100 == hall.buyer.kernel.head.pending
 
@@ -671,14 +671,24 @@ def test_what_was_burnt_before_the_cancellation_is_paid(hall: Hall) -> None:
     assert not some(actions, Collect)
 
 
-def test_a_run_that_ended_while_it_was_cancelled_is_paid_in_full(hall: Hall) -> None:
+def test_a_run_that_ended_while_it_was_cancelled_is_asked_for_its_bill(hall: Hall) -> None:
     _collecting(hall)
     award = Entry.decode(hall.buyer.entries[0].encode())
     hall.buyer.told(CancelRequested(hall.task), 6.0)
     assert hall.buyer.told(Collected(hall.task, 1, ""), 6.1) == []
     done = hall.sellers[0].done(Award(hall.task, 1, award.encode(), 0))
-    hall.got(hall.sellers[0], done, 7.0)
-    assert (hall.record.state, hall.record.amount) == (State.CANCELLED, 7_100)
+    actions = hall.got(hall.sellers[0], done, 7.0)
+    assert one(actions, Revoked).is_owed
+    assert (hall.record.state, hall.record.amount) == (State.CANCELLED, 0)
+
+
+def test_results_kept_back_until_the_deadline_has_passed_are_not_paid(hall: Hall) -> None:
+    award = hall.running()
+    hall.buyer.woken("deadline", hall.task, 1, 700.0)
+    assert hall.record.state is State.FAILED
+    actions = hall.got(hall.sellers[0], hall.sellers[0].done(award), 701.0)
+    assert not one(actions, Revoked).is_owed
+    assert hall.record.amount == 0
 
 
 def test_a_task_lost_after_its_deadline_fails(hall: Hall) -> None:

@@ -166,7 +166,7 @@ def test_the_same_dice_ask_the_same_peers() -> None:
         ({"features": ("python",)}, "lack wasm"),
         ({"free": evolve(SHOP.sold, slots=0)}, "slots busy now"),
         ({"free": Capacity(999, 4 * G, G, 1)}, "cpu busy now"),
-        ({"sold": Capacity(999, 4 * G, G, 1), "free": Capacity()}, "too little slots"),
+        ({"sold": Capacity(999, 4 * G, G, 1), "free": Capacity()}, "too little cpu"),
     ],
 )
 def test_an_offer_that_does_not_fit_says_why(changes: dict[str, object], why: str) -> None:

@@ -416,11 +416,14 @@ def test_revoked_and_owed_bills_what_was_burnt(stall: Stall) -> None:
     assert stall.seller.tenancies == {}
 
 
-def test_revoked_after_the_end_and_owed_says_it_again(stall: Stall) -> None:
+def test_revoked_after_the_end_and_owed_bills_the_fuel_without_the_fee(stall: Stall) -> None:
     stall.win()
     done = one(stall.seller.told(RunEnded(stall.task, 1, RESULT), 5.0), Done)
-    again = stall.got(Revoked(stall.task, 1, "cancelled", is_owed=True), 6.0)
-    assert one(again, Done) == done
+    bill = one(stall.got(Revoked(stall.task, 1, "cancelled", is_owed=True), 6.0), Done)
+    assert (bill.result.status, bill.result.fuel) == ("cancelled", done.result.fuel)
+    assert Terms.decode(bill.terms).amount == 7_000
+    again = stall.got(Revoked(stall.task, 1, "cancelled", is_owed=True), 7.0)
+    assert one(again, Done) == bill
 
 
 def test_revoked_by_another_is_nothing(stall: Stall) -> None:
