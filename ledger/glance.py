@@ -58,7 +58,7 @@ class Glance:
 
     def follows(self, before: Glance) -> bool:
         """Whether it says that *before* is the entry before it."""
-        return (self.key, self.prev, self.seq) == (before.key, before.id, before.seq + 1)
+        return self.prev == before.id and self.seq == before.seq + 1 and self.key == before.key
 
 
 def opened(data: bytes) -> Entry:

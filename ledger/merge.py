@@ -272,7 +272,7 @@ class Merger:
 
     def _takes_word_of(self, run: Sequence[Glance], now_ms: int) -> bool:
         key = run[0].key
-        if key in self._liars or any(_is_early(glance.hlc, now_ms) for glance in run):
+        if key in self._liars or _is_early(max(glance.hlc for glance in run), now_ms):
             return False
         return key[0] != b"" and not self.store.holding(*key).forked
 

@@ -22,6 +22,7 @@ from typing import TypeAlias, TypeVar
 from attrs import field, frozen, mutable
 
 from ledger.errors import LedgerError
+from ledger.holdings import Total
 
 SPLIT = 16
 """Into how many parts a range falls that is too long to list."""
@@ -115,7 +116,7 @@ class Rows:
     def fingerprint(self, rows: range) -> bytes:
         """That of the rows at these indexes."""
         total = (self._sums[rows.stop] - self._sums[rows.start]) % _MOD if rows else 0
-        return fingerprint(total, len(rows))[:FINGERPRINT_LENGTH]
+        return Total(len(rows), total).fingerprint()[:FINGERPRINT_LENGTH]
 
     def split(self, span: Span) -> Iterator[tuple[Span, range]]:
         """*span* in `SPLIT` parts of as many rows each, as near as can be."""
@@ -251,11 +252,6 @@ class Reconciliation:
         room = self._limits.found_max - len(noted)
         noted += more[:room]
         self.found.left_over += max(0, len(more) - room)
-
-
-def fingerprint(total: int, count: int) -> bytes:
-    """Of *count* items whose marks have this sum mod 2^256: 32 bytes."""
-    return sha256(total.to_bytes(32, "big") + count.to_bytes(8, "big")).digest()
 
 
 # A message is its parts in order: upper bound (length, bytes), mode, fingerprint or names. The

@@ -269,7 +269,8 @@ class Store:
         """Insert what is new, and look at what is not; how many were new."""
         unique: dict[bytes, Filed] = {}
         for filed in entries:
-            unique[filed.id] = better(filed, unique.get(filed.id, filed))
+            twin = unique.get(filed.id)
+            unique[filed.id] = better(filed, twin) if twin else filed
         for entry_id, n in self._where(list(unique)).items():
             filed = unique.pop(entry_id)
             if filed.is_checked:

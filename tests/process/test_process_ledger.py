@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from pathlib import Path
 import pytest
 from ledger_deals import ALICE, BOB, NET, Chain
 
+from ledger.holdings import Total
+from ledger.merge import Merger
 from ledger.store import Store
 
 DEALS = Path(__file__).parents[1] / "support"
 ROOT = Path(__file__).parents[2]
-ROUNDS = 5
+ROUNDS = int(os.environ.get("MESH_LEDGER_KILLS", "5"))
 # Goes on where the file ends, as a node does after a crash; a line is an acknowledgement.
 WRITER = f"""
 import sys
@@ -57,6 +60,62 @@ def test_no_acknowledged_entry_is_lost_by_kill_9(tmp_path: Path) -> None:
             seqs = [entry.content.seq for entry in store.chain(BOB.key)]
             assert seqs == list(range(len(kept)))
     assert len(acknowledged) >= ROUNDS
+
+
+# Takes in what others sent, in full and at their word by turns, from wherever the file ends.
+MERGER = f"""
+import sys
+from pathlib import Path
+sys.path[:0] = {[str(ROOT), str(DEALS)]!r}
+from ledger_deals import ALICE, BOB, CAROL, DAVE, NET, WALL_MS, Chain
+from ledger.chain import Head
+from ledger.merge import Merger
+from ledger.store import Store
+with Store.open(Path(sys.argv[1])) as store, Merger(store) as merger:
+    buyers = (BOB, CAROL, DAVE)
+    chains = []
+    for buyer in buyers:
+        held = store.holding(buyer.key, NET)
+        last = store.glance(held.top_id)
+        chains.append(Chain(buyer, Head.after(last.entry()) if last else None))
+    while True:
+        for merge in (merger.merge, merger.merge_cold):
+            entries = [chain.alloc(ALICE) for chain in chains for _ in range(5)]
+            merge([entry.encode() for entry in entries], WALL_MS)
+            print(*(entry.id.hex() for entry in entries), flush=True)
+        merger.check(7)
+"""
+
+
+@pytest.mark.slow
+def test_no_merged_batch_is_lost_or_miscounted_by_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    dice = random.Random(11)
+    acknowledged: set[str] = set()
+    for _ in range(ROUNDS):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", MERGER, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        assert writer.stdout is not None
+        with writer, writer.stdout:
+            for _ in range(dice.randrange(1, 8)):
+                acknowledged.update(writer.stdout.readline().split())
+            writer.kill()
+            for line in writer.stdout:
+                if line.endswith("\n"):
+                    acknowledged.update(line.split())
+        with Store.open(path) as store:
+            assert acknowledged <= {entry_id.hex() for _, entry_id in store.ids()}
+            assert store.scan() == store.total().count
+            for held in store.holdings():
+                assert (held.height, held.forked) == (held.top, False)
+                assert held.total.count == held.top
+                ids = [g.id for g in store.glances(held.author, held.net, 0, held.top)]
+                assert held.total == Total().plus(ids)
+    with Store.open(path) as store, Merger(store) as merger:
+        while store.vouched(1):
+            assert merger.check(500).refused == 0
+        assert len(list(store.entries())) == store.total().count
 
 
 def test_two_processes_on_one_file_cannot_fork_the_chain(tmp_path: Path) -> None:
