@@ -19,6 +19,8 @@ from attrs import frozen
 from ledger import keys
 from ledger.errors import BadEntry
 from ledger.keys import Sign, Verify
+from ledger.model import Body
+from ledger.statements import Checkpoint
 
 PATH_MAX = 64
 """Hashes of the longest proof of inclusion: a tree has at most 2^63 leaves."""
@@ -174,6 +176,12 @@ class Summit:
 def origin_of(author: bytes, net: bytes) -> str:
     """The name of *author*'s log on *net*, and of the key that signs its checkpoints."""
     return f"{keys.LOG_ORIGIN}{net.hex()}/{author.hex()}"
+
+
+def summit_of(head: Body) -> Summit:
+    """What the HEAD *head* says, for a note that its author signs as well."""
+    root = Checkpoint.decode(head.terms).root
+    return Summit(origin_of(head.author, head.net), head.seq, root)
 
 
 def note_key_id(name: str, key: bytes) -> bytes:

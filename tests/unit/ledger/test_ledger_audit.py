@@ -13,7 +13,7 @@ import pytest
 from attrs import evolve
 from ledger_deals import ALICE, BOB, CAROL, Chain
 
-from ledger.__main__ import BAD, GOOD, USAGE, main
+from ledger.__main__ import BAD, GOOD, USAGE, USAGE_TEXT, main
 from ledger.audit import LINE_MAX, Finding, export, findings, read
 from ledger.keys import entry_message
 from ledger.model import Body, Entry
@@ -197,7 +197,7 @@ def test_the_command_tells_how_it_is_used(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.touch()
     for arguments in ((), ("verify",), ("frobnicate", "x"), ("verify", "a", "b")):
-        assert verified(*arguments)[::2] == (USAGE, "" + "usage: python -m ledger verify|audit|csv FILE, or extract FILE ID...\n")
+        assert verified(*arguments)[::2] == (USAGE, USAGE_TEXT)
     assert verified("verify", str(tmp_path / "nothing"))[0] == USAGE == 2
     assert "no entries" in verified("verify", str(empty))[2]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from attrs import asdict, evolve
 from ledger_deals import ALICE, BOB, NET, Chain, alloc_terms, cid, settle_terms
+from ledger_forgeries import EVERY
 
 from ledger.codec import BODY_MAX, UINT_MAX, Value, pack, unpack
 from ledger.errors import BadEntry
@@ -28,6 +29,7 @@ from ledger.model import (
 )
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "ledger_entries.json").read_text())
+GOLDEN_KINDS = json.loads((Path(__file__).parents[2] / "golden" / "ledger_kinds.json").read_text())
 TERMS = alloc_terms(ALICE, BOB)
 KEY = bytes(32)
 
@@ -54,6 +56,14 @@ def test_the_bytes_of_version_1_never_change() -> None:
         assert entry.content.terms.hex() == golden["terms"]
         assert entry.content.deal.amount == golden["amount"]
         assert Entry.decode(bytes.fromhex(golden["entry"])) == entry
+
+
+def test_the_bytes_of_the_other_kinds_never_change() -> None:
+    golden = {one["kind"]: one for one in GOLDEN_KINDS}
+    assert golden.keys() == {kind.name for kind in Kind}
+    for kind, entry in EVERY.items():
+        assert entry.encode().hex() == golden[kind.name]["entry"]
+        assert entry.id.hex() == golden[kind.name]["id"]
 
 
 def test_terms_come_back_from_their_bytes() -> None:

@@ -6,7 +6,7 @@ import base64
 from hashlib import sha256
 
 import pytest
-from ledger_deals import ALICE, BOB, NET
+from ledger_deals import ALICE, BOB, NET, Chain
 
 from ledger.errors import BadEntry
 from ledger.proof import (
@@ -25,6 +25,7 @@ from ledger.proof import (
     origin_of,
     read_summit,
     sign_summit,
+    summit_of,
 )
 
 MOST = 20
@@ -155,6 +156,14 @@ def test_a_checkpoint_comes_back_from_its_note() -> None:
         f"mesh-ledger/1/log/{NET.hex()}/{BOB.key.hex()}",
         "7",
     ]
+
+
+def test_a_head_says_the_same_as_its_note() -> None:
+    bob = Chain(BOB)
+    entries = [bob.alloc(ALICE) for _ in range(3)]
+    summit = summit_of(bob.checkpoint(entries).content)
+    assert summit == Summit(origin_of(BOB.key, NET), 3, plain_root([e.id for e in entries]))
+    assert read_summit(sign_summit(summit, BOB.key, BOB.sign), BOB.key, NET) == summit
 
 
 def test_signatures_of_others_are_passed_over() -> None:
