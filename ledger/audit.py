@@ -169,10 +169,14 @@ def _path(tip: Entry, valid: Mapping[bytes, Entry]) -> list[bytes]:
     path = [tip.id]
     while (body := valid[path[-1]].content).prev != GENESIS:
         before = valid.get(body.prev)
-        if before is None or before.content.seq != body.seq - 1:
+        if before is None or _place(before) != (body.net, body.author, body.seq - 1):
             return []
         path.append(before.id)
     return path[::-1] if len(path) == tip.content.seq + 1 else []
+
+
+def _place(entry: Entry) -> tuple[bytes, bytes, int]:
+    return entry.content.net, entry.content.author, entry.content.seq
 
 
 def _uses(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
@@ -246,7 +250,7 @@ def _forks(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
             detail += f" r-{one.id.hex()} and r-{other.id.hex()}"
             yield Finding(entry.id, "fork", False, detail)
         else:
-            places.setdefault((body.net, body.author, body.seq), []).append(entry.id)
+            places.setdefault(_place(entry), []).append(entry.id)
     for (_, author, seq), (first, *others) in places.items():
         for other_id in others:
             detail = f"{author.hex()} signed seq {seq} twice: also r-{other_id.hex()}"

@@ -530,7 +530,7 @@ function pathTo(tip, valid) {
   const path = [tip];
   while (!equal(path.at(-1).prev, GENESIS)) {
     const before = valid.get(hex(path.at(-1).prev));
-    if (!before || before.seq !== path.at(-1).seq - 1n) return [];
+    if (!before || place(before) !== place({ ...path.at(-1), seq: path.at(-1).seq - 1n })) return [];
     path.push(before);
   }
   return BigInt(path.length) === tip.seq + 1n ? path.reverse() : [];

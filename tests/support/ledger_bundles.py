@@ -84,6 +84,14 @@ def impatient() -> list[Entry]:
     return [first, later, resigned(evolve(settle, seq=1, prev=first.id))]
 
 
+def borrowed() -> list[Entry]:
+    """A HEAD of CAROL's over what BOB wrote."""
+    bob = Chain(BOB)
+    mine = [bob.alloc(ALICE), bob.alloc(ALICE)]
+    head = bob.checkpoint(mine).content
+    return [*mine, resigned(evolve(head, author=CAROL.key), CAROL)]
+
+
 def bundles() -> dict[str, tuple[list[bytes], set[str]]]:
     """By name: the lines of a file, and the checks that find something not good in it."""
     all_of_it = history()
@@ -125,6 +133,7 @@ def bundles() -> dict[str, tuple[list[bytes], set[str]]]:
         "bill that is not here": (lines([one, rerun_of(settle)]), {"bill"}),
         "removed entry": (lines(all_of_it[:2] + all_of_it[3:]), {"chain"}),
         "removed start": (lines([*all_of_it[1:10]]), {"chain", "totals", "resolution"}),
+        "HEAD over another's chain": (lines([*borrowed()]), {"chain"}),
         "removed from the tree": (lines([*wrong_root()]), {"head"}),
         "proof of another leaf": (
             lines([*heads, settle, Inclusion(settle.id, heads[0].id, path[::-1])]),
