@@ -110,7 +110,7 @@ class Desk:
     async def bid(self, request: BidRequest) -> TaskId:
         """Admit a task. The same idempotency key gives the same task. Raises Refused."""
         task = task_id(self.kernel.identity.peer, request.idempotency_key)
-        if task in self.kernel.records:
+        if task in self.kernel.records or await self.performer.recall(task):
             return task
         why_full = self.kernel.why_full()
         if why_full:

@@ -98,7 +98,7 @@ class Kernel:
         self._forecaster = Forecaster()
         self._owner = Capacity()
         self._announcer = Announcer(identity, policy, epoch)
-        self._tenancies = Tenancies(identity, policy, shop, clock, tuple(tenancies))
+        self._tenancies = Tenancies(identity, policy, shop, clock, tuple(tenancies), net=head.net)
         self._auctioneer = Auctioneer(
             identity,
             policy,

@@ -125,6 +125,10 @@ class Performer:
         if own:
             self._ledger.append_own(own)
 
+    async def recall(self, task: TaskId) -> TaskRecord | None:
+        """A task of any age, from the journal."""
+        return await trio.to_thread.run_sync(self._journal.task, task, limiter=self._disk)
+
     def perform(self, action: Action) -> None:
         match action:
             case Send(peer, message):

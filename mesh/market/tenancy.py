@@ -78,6 +78,8 @@ class Tenancies:
         shop: Shop,
         clock: Clock,
         saved: tuple[PersistTenancy, ...],
+        *,
+        net: bytes,
     ) -> None:
         self.shop = shop
         self.pool: Pool[TaskId] = Pool(shop.sold)
@@ -86,6 +88,7 @@ class Tenancies:
         self.unanswered = 0
         """Answers given up because their buyers were gone and the table was full."""
         self._identity = identity
+        self._net = net
         self._policy = policy
         self._clock = clock
         self._holds: dict[TaskId, Hold] = {}
@@ -411,8 +414,9 @@ class Tenancies:
             terms = Terms.decode(body.terms)
         except BadEntry as error:
             raise PeerError(f"a bad award: {error}") from None
-        named = (body.kind, body.author, body.peer, terms.nonce, terms.fence)
-        if named != (Kind.ALLOC, peer, self._identity.peer, award.task, award.fence):
+        named = (body.net, body.kind, body.author, body.peer, terms.nonce, terms.fence)
+        ours = (self._net, Kind.ALLOC, peer, self._identity.peer, award.task, award.fence)
+        if named != ours:
             raise PeerError("an award for something else")
         return entry, terms
 

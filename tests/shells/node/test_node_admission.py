@@ -16,9 +16,9 @@ from mesh import codec
 from mesh.desk import FEATURE_MAX, check_request
 from mesh.driver import Durable
 from mesh.errors import Refused
-from mesh.ids import PeerId, TaskId
+from mesh.ids import PeerId, TaskId, task_id
 from mesh.market.order import State, TaskRecord
-from mesh.sansio import Action, Notify
+from mesh.sansio import Action, Notify, PersistTask
 from mesh.storage.files import add_bytes
 
 LONGEST = tuple("\U0001f600" * FEATURE_MAX for _ in range(16))
@@ -66,3 +66,12 @@ async def test_two_bids_at_once_under_one_key_are_one_task(tmp_path: Path) -> No
         assert len(tasks) == 5
         assert list(desk.kernel.records) == [tasks[0]]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_key_means_the_same_task_long_after_it_left_memory(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as (desk, hands):
+        task = task_id(desk.kernel.identity.peer, BID.idempotency_key)
+        old = evolve(order(desk.kernel.identity.peer), task=task)
+        hands.journal.commit([PersistTask(TaskRecord(old, State.DONE, submitted_ms=0))])
+        assert await desk.bid(BID) == task
+        assert desk.kernel.records == {}

@@ -282,6 +282,12 @@ def test_an_award_grants_no_longer_than_was_asked(stall: Stall) -> None:
     assert WakeAt(TTL_S, Woken("expire", stall.task, 1)) in actions
 
 
+def test_an_award_on_a_chain_of_another_network_is_no_award(stall: Stall) -> None:
+    abroad = Buyer(stall.buyer.identity, b"abroad!!")
+    assert some(stall.got(abroad.award(stall.bid(0.0)), 0.5), Penalize)
+    assert not stall.is_held
+
+
 def test_an_award_must_be_the_buyers_for_our_bid(stall: Stall) -> None:
     bid = stall.bid(0.0)
     good = stall.buyer.award(bid)
