@@ -311,7 +311,8 @@ class Checkers:
                 raise Violation("S10", f"{told}: fence fell from {before.fence} to {record.fence}")
             if before.state.is_final and record.state is not before.state:
                 raise Violation("S10", f"{told}: {before.state} became {record.state}")
-            if before.settle is not None and record.settle != before.settle:
+            is_paid = before.settle in self._chains[node.index].bodies  # else a crash came between
+            if is_paid and record.settle != before.settle:
                 raise Violation("S10", f"{told}: settled twice")
         if record.result is None or record.executor not in self._nodes:
             return

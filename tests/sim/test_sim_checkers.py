@@ -219,10 +219,14 @@ def test_running_without_the_buyers_signature_breaks_s8() -> None:
 
 def test_a_final_state_that_changes_breaks_s10() -> None:
     scene = Scene()
-    order = scene.plans[0].order
-    scene.record(TaskRecord(order, State.DONE, 0, settle=EntryId(bytes(32))))
-    other = TaskRecord(order, State.DONE, 0, settle=EntryId(b"\1" * 32))
-    breaks("S10", lambda: scene.record(other))
+    plan = scene.plans[0]
+    order = plan.order
+    lost = EntryId(bytes(32))
+    scene.record(TaskRecord(order, State.DONE, 0, settle=lost))  # a crash: the entry never was
+    entry = scene.alloc(plan, (plan.buyer + 1) % 3)
+    scene.keep(plan.buyer, entry)
+    scene.record(TaskRecord(order, State.DONE, 0, settle=EntryId(entry.id)))
+    breaks("S10", lambda: scene.record(TaskRecord(order, State.DONE, 0, settle=lost)))
     breaks("S10", lambda: scene.record(TaskRecord(order, State.FAILED, 0)))
 
 
