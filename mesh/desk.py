@@ -46,7 +46,10 @@ from mesh.sansio import CancelRequested, Submitted
 from mesh.storage import files
 from mesh.storage.disk import DiskBlocks, room_under
 
-TIER = "T0: no seller is owed more than the line it set; balances are sums, not spendable credit"
+TIER = (
+    "T0, credit lines not yet: nothing bounds what a buyer may owe; "
+    "balances are sums, not spendable credit"
+)
 PRICE_MAX = 2**53
 STDOUT_MAX = 1 << 20
 DEADLINE_MS_MAX = 10 * 366 * 86_400_000
