@@ -108,7 +108,8 @@ MUTATIONS = (
     Mutation(
         "an award is not on disk before it is sent",
         "mesh.market.auctioneer",
-        "            PersistTask(record),\n            appended,\n            Send(winner, sale.award),",
+        "            PersistTask(record),\n            appended,\n"
+        "            Send(winner, sale.award),",
         "            appended,\n            Send(winner, sale.award),",
         ("S1", "S10", "crash", "honest"),
         82,
