@@ -1,6 +1,6 @@
 """Measure the ledger: merging, cold starts, sync of heads, and what an entry costs on disk.
 
-    python tools/bench_ledger.py [--quick] [--json] [--folder FOLDER]
+    python tools/bench_ledger.py [--quick] [--json] [--folder FOLDER] [--others PYTHON]
 
 Ratios are of CPU time (all threads), within one run. `merge_over_limit` is the time that the two
 signature checks of every entry take alone, over the time of the whole merge, SQLite included;
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -45,6 +46,45 @@ PAGE = 1000
 """Entries merged at a time."""
 AUTHORS = 100
 SYNC_AUTHORS, SYNC_BEHIND, SYNC_MISSING = 10_000, 10, 1_000
+OTHERS = """
+import importlib, json, os, sys, time
+entries, size = int(sys.argv[1]), int(sys.argv[2])
+items = [(os.urandom(32).hex(), os.urandom(size)) for _ in range(entries)]
+
+def pycrdt(library):
+    one, other = library.Doc(), library.Doc()
+    held = one.get("entries", type=library.Map)
+    with one.transaction():
+        for key, value in items:
+            held[key] = value
+    update = one.get_update()
+    start = time.process_time()
+    other.apply_update(update)
+    assert len(other.get("entries", type=library.Map)) == entries
+    return time.process_time() - start
+
+def loro(library):
+    one, other = library.LoroDoc(), library.LoroDoc()
+    held = one.get_map("entries")
+    for key, value in items:
+        held.insert(key, value)
+    one.commit()
+    update = one.export(library.ExportMode.Updates(library.VersionVector()))
+    start = time.process_time()
+    other.import_(update)
+    assert len(other.get_map("entries")) == entries
+    return time.process_time() - start
+
+told = {}
+for merge in (pycrdt, loro):
+    try:
+        library = importlib.import_module(merge.__name__)
+    except ImportError:
+        continue
+    told[merge.__name__ + "_us"] = round(merge(library) / entries * 1e6, 2)
+print(json.dumps(told))
+"""
+"""What two general CRDTs take an entry of the same size: in memory, nothing signed or checked."""
 T = TypeVar("T")
 
 
@@ -202,6 +242,14 @@ def measure_sync(authors: int, behind: int, missing: int) -> dict[str, float]:
     }
 
 
+def measure_others(python: Path, entries: int, size: int) -> dict[str, float]:
+    """Whatever that interpreter can import: our own lock has none of them."""
+    command = [str(python), "-c", OTHERS, str(entries), str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told: dict[str, float] = json.loads(done.stdout)
+    return told
+
+
 def main() -> None:
     """Print medians over the rounds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -210,6 +258,7 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--folder", type=Path, help="on which disk (default: the temporary one)")
+    parser.add_argument("--others", type=Path, help="a Python that has pycrdt or loro, to compare")
     options = parser.parse_args()
     rounds, entries = (3, 6_000) if options.quick else (7, 20_000)
     print(f"signing {entries} entries", file=sys.stderr)
@@ -225,14 +274,17 @@ def main() -> None:
     figures |= {
         n: round(v, 4) for n, v in measure_sync(SYNC_AUTHORS, SYNC_BEHIND, SYNC_MISSING).items()
     }
-    context = {
+    wire = round(sum(map(len, flat(chains))) / entries)
+    context: dict[str, float | str | None] = {
         "rounds": rounds,
         "entries": entries,
-        "wire_bytes": round(sum(map(len, flat(chains))) / entries),
+        "wire_bytes": wire,
         "sync": f"{SYNC_MISSING} entries of {SYNC_BEHIND} of {SYNC_AUTHORS} authors",
         "cores": os.cpu_count(),
         **{n: round(v, 1) for n, v in medians.items() if n.endswith("_us")},
     }
+    if options.others:
+        context |= measure_others(options.others, entries, wire)
     if options.json:
         print(json.dumps({"figures": figures, "context": context}))
     else:
