@@ -266,9 +266,10 @@ def _signals_end_it() -> Iterator[None]:
 def keep(devnet: Devnet, story: Story) -> None:
     """Leave it running until Ctrl-C, or until one of the nodes ends."""
     first = devnet.facts[0]["grpc"]
-    story.tell(f"it goes on: mesh --node {first} status · mesh --node {first} peers")
-    story.tell("^C stops all of it")
     try:
+        sys.stdout.flush()  # whoever reads that we are up may tell us to stop at once
+        story.tell(f"it goes on: mesh --node {first} status · mesh --node {first} peers")
+        story.tell("^C stops all of it")
         while all(member.process.poll() is None for member in devnet.members):
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
@@ -306,5 +307,4 @@ def devnet(*, form: str, nodes: int, is_kept: bool, timeout: int) -> None:
         footer = f"{nodes} nodes, each sees the offers of all the others"
         show_listing(Listing("node", "nodes", "peer", rows, _COLUMNS, footer), form)
         if is_kept:
-            sys.stdout.flush()
             keep(running, story)
