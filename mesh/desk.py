@@ -236,7 +236,7 @@ class Desk:
 
     def peers(self) -> Sequence[PeerView]:
         """Everybody connected or on offer."""
-        now = trio.current_time()
+        now = self.driver.now()
         connected = set(self.network.connected())
         listings = self.kernel.book.listings
         views = []

@@ -2,13 +2,15 @@
 
 One task owns the kernel; everybody else posts events into a bounded inbox. Events that wait are
 handled together: what they persist is committed once, before any of their sends. Timers are a heap.
-The last events are kept as the black box: what replays a crash.
+The last events are kept as the black box: what replays a crash. The kernel's clock goes on while
+the machine sleeps, as its peers' clocks do: a laptop that wakes up must not trust its leases.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
@@ -47,8 +49,12 @@ class Core(Protocol):
 class Driver:
     """The one writer of a kernel."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, asleep: Callable[[], float] | None = None) -> None:
+        """*asleep* tells how many seconds the machine has been suspended since it booted."""
         self._core = core
+        self._asleep = asleep or seconds_asleep
+        self._asleep_before = self._asleep()
+        self._slept = 0.0
         self._inbox, self._events = trio.open_memory_channel[tuple[Event, int]](INBOX_MAX)
         self._timers: list[tuple[float, int, Woken]] = []
         self._order = count()
@@ -59,6 +65,11 @@ class Driver:
         self.black_box: deque[tuple[float, Event]] = deque()
         self._boxed: deque[int] = deque()
         self._boxed_bytes = self._waiting_bytes = 0
+
+    def now(self) -> float:
+        """The kernel's clock: monotonic seconds, sleep included."""
+        self._slept = max(self._slept, round(self._asleep() - self._asleep_before, 1))
+        return trio.current_time() + self._slept
 
     async def post(self, event: Event) -> None:
         """Queue an event; waits while the inbox is full."""
@@ -90,12 +101,12 @@ class Driver:
 
     async def _wait(self) -> list[tuple[Event, int]]:
         """The next events: what is due first, since what came in may rest on it; then the inbox."""
-        deadline = self._timers[0][0] if self._timers else math.inf
+        deadline = self._timers[0][0] - self._slept if self._timers else math.inf
         received: list[tuple[Event, int]] = []
         with trio.move_on_at(deadline):
             received.append(await self._events.receive())
         events: list[tuple[Event, int]] = []
-        while self._timers and self._timers[0][0] <= trio.current_time():
+        while self._timers and self._timers[0][0] <= self.now():
             events.append((heapq.heappop(self._timers)[2], 0))
         events += received
         while len(events) < BATCH_MAX:
@@ -114,7 +125,7 @@ class Driver:
         actions: list[Action] = []
         self._waiting_bytes -= sum(size for _, size in events)
         for event, size in events:
-            now = trio.current_time()
+            now = self.now()
             self._remember(now, event, size)
             actions += self._core.handle(event, now)
         durable: list[Durable] = []
@@ -140,3 +151,9 @@ class Driver:
             self.black_box.popleft()
             self._boxed_bytes -= self._boxed.popleft()
             self.forgotten += 1
+
+
+def seconds_asleep() -> float:
+    """How long this machine has been suspended since it booted; 0 where no clock tells."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if clock is None else time.clock_gettime(clock) - time.monotonic()

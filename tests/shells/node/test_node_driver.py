@@ -228,3 +228,24 @@ async def test_long_messages_fill_neither_inbox_nor_black_box_beyond_their_bytes
     await trio.testing.wait_all_tasks_blocked()
     assert [event for _, event in driver.black_box] == [load(n) for n in (1, 2, 3, 7)]
     assert driver.forgotten == 2, "the first long one, and Started before it"
+
+
+async def test_after_a_sleep_of_the_machine_what_is_due_comes_before_what_came_in(
+    script: Script, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    asleep = 5.0  # since the machine booted
+    driver = Driver(script, lambda: asleep)
+    expiry = Woken("expire", TASK, 1)
+    script.answers[load(1)] = [WakeAt(driver.now() + 10, expiry)]
+
+    async def run() -> None:
+        await driver.drive(persist=script.persist, perform=script.done.append)
+
+    nursery.start_soon(run)
+    await driver.post(load(1))
+    await trio.testing.wait_all_tasks_blocked()
+    start, asleep = driver.now(), asleep + 3600
+    await driver.post(load(2))
+    await trio.testing.wait_all_tasks_blocked()
+    assert script.events()[-2:] == [expiry, load(2)]
+    assert script.handled[-1][0] - start >= 3600
