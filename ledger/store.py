@@ -49,7 +49,7 @@ _HINTS = {
 }
 
 _SELECT = "SELECT n, id, body, sig FROM entry "
-_BY_ID = "substr(id, 1, 8) = substr(?1, 1, 8) AND id = ?1"
+_BY_ID = "substr(id, 1, 8) = substr(?, 1, 8) AND id = ?"  # bind the id twice
 _HOLDING = "author, net, height, top, top_id, count, sum, forked"
 
 _Row: TypeAlias = tuple[int, bytes, bytes, bytes]
@@ -134,7 +134,7 @@ class Store:
 
     def entry(self, entry_id: bytes) -> Entry | None:
         """The entry of that id. Raises LedgerError."""
-        return next(self._read(f"WHERE {_BY_ID} AND checked", entry_id), None)
+        return next(self._read(f"WHERE {_BY_ID} AND checked", entry_id, entry_id), None)
 
     def holding(self, author: bytes, net: bytes) -> Holding:
         """What is held of one chain. Raises LedgerError."""
@@ -176,7 +176,7 @@ class Store:
 
     def glance(self, entry_id: bytes) -> Glance | None:
         """The entry of that id, be it vouched for only. Raises LedgerError."""
-        return next(map(_glance, self._rows(f"WHERE {_BY_ID}", entry_id)), None)
+        return next(map(_glance, self._rows(f"WHERE {_BY_ID}", entry_id, entry_id)), None)
 
     def head(self, author: bytes, net: bytes) -> Head:
         """Where *author*'s chain on *net* ends: after the highest seq that we hold."""
@@ -275,9 +275,9 @@ class Store:
             filed = unique.pop(entry_id)
             if filed.is_checked:
                 self._db.execute(
-                    "UPDATE entry SET sig = ?1, checked = 1, task = ?2, ref = ?3"
-                    " WHERE n = ?4 AND (NOT checked OR sig > ?1)",
-                    (filed.sig, filed.task or None, filed.ref or None, n),
+                    "UPDATE entry SET sig = ?, checked = 1, task = ?, ref = ?"
+                    " WHERE n = ? AND (NOT checked OR sig > ?)",
+                    (filed.sig, filed.task or None, filed.ref or None, n, filed.sig),
                 )
         chains: dict[ChainKey, list[Filed]] = {}
         for filed in unique.values():
@@ -329,7 +329,7 @@ class Store:
     def _drop(self, entry_id: bytes) -> bool:
         row = self._db.execute(
             f"SELECT n, chain FROM entry WHERE {_BY_ID} AND NOT checked",  # noqa: S608 (our own text)
-            (entry_id,),
+            (entry_id, entry_id),
         ).fetchone()
         if row is None:
             return False
