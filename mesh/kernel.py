@@ -50,9 +50,12 @@ from mesh.resources.capacity import Capacity
 from mesh.sansio import (
     Action,
     CancelRequested,
+    ChainConfirmed,
     Collected,
     Event,
     Identity,
+    Learned,
+    LineSet,
     LoadSampled,
     Notify,
     OfferReceived,
@@ -216,6 +219,8 @@ class Kernel:
                 return self._tenancies.run_lost(task, fence, reason, now)
             case Collected(task, fence, reason):
                 return self._auctioneer.collected(task, fence, reason, now)
+            case ChainConfirmed() | Learned() | LineSet():
+                return []
             case Woken():
                 return self._wake(event, now)
             case _:

@@ -114,6 +114,32 @@ class Collected:
     reason: str
 
 
+@frozen
+class ChainConfirmed:
+    """Peers were asked where our own chain ends; until then we sign nothing on it."""
+
+    lost: tuple[bytes, ...]
+    """Entries of ours that others held and our disk did not, encoded, in chain order; durable."""
+
+
+@frozen
+class Learned:
+    """What replication brought: new, checked and durable entries of others that concern us."""
+
+    entries: tuple[bytes, ...]
+    """Encoded: those that name us as a party, and KEYOPs."""
+    forked: tuple[PeerId, ...]
+    """Authors of whom a fork is now proven."""
+
+
+@frozen
+class LineSet:
+    """Our owner lets *buyer* owe and reserve up to *limit* µcr with us."""
+
+    buyer: PeerId
+    limit: int
+
+
 Timer: TypeAlias = Literal[
     "window",
     "award",
@@ -150,6 +176,9 @@ Event: TypeAlias = (
     | RunEnded
     | RunLost
     | Collected
+    | ChainConfirmed
+    | Learned
+    | LineSet
     | Woken
 )
 
