@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,10 @@ from attrs import evolve
 
 from ledger import keys, schema
 from ledger.chain import Head, check_link
+from ledger.database import BUSY_WAIT_S
+from ledger.database import RESTORE as _RESTORE
+from ledger.database import telling_why as _telling_why
+from ledger.database import transaction as _transaction
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
 from ledger.filed import Filed, better, checked, vouched
 from ledger.glance import Glance
@@ -30,23 +33,12 @@ from ledger.holdings import ChainKey, Holding, Total
 from ledger.keys import Verify, entry_message
 from ledger.model import Body, Entry, Kind
 
-BUSY_WAIT_S = 5.0
-"""How long another process's transaction is waited for."""
 PAGE = 500
 """Entries read at a time."""
 
 _PAGE_BYTES = 8192  # entries of 500-700 bytes leave less of such a page empty: 8 % less disk
 _APPLICATION = 0x6D4C6431  # "mLd1": this SQLite file is ours
 _CLOSING = (Kind.SETTLE, Kind.VOID)
-_RESTORE = "move the file away and fetch the entries from other nodes again"
-_HINTS = {
-    sqlite3.SQLITE_BUSY: ("the ledger is in use", "another process holds it: stop that one"),
-    sqlite3.SQLITE_FULL: ("the disk is full", "make room: nothing was written"),
-    sqlite3.SQLITE_READONLY: ("the ledger may not be written", "check the file's permissions"),
-    sqlite3.SQLITE_CANTOPEN: ("the ledger cannot be opened", "check the folder's permissions"),
-    sqlite3.SQLITE_IOERR: ("the disk failed", "nothing was acknowledged: check the disk"),
-    sqlite3.SQLITE_NOTADB: ("the file is not a ledger", "give another path"),
-}
 
 _SELECT = "SELECT n, id, body, sig FROM entry "
 _BY_ID = "substr(id, 1, 8) = substr(?, 1, 8) AND id = ?"  # bind the id twice
@@ -464,31 +456,3 @@ def _prepare(db: sqlite3.Connection) -> None:
                 _recount(db, chain)
         db.execute(f"PRAGMA application_id = {_APPLICATION}")
         db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS)}")
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, and nobody else writes meanwhile."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def _telling_why() -> Iterator[None]:
-    """SQLite's errors as ours, with the way out; misuse of its API stays what it is."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code == sqlite3.SQLITE_CORRUPT:
-            raise Corruption(f"the ledger file is damaged: {error}", _RESTORE) from error
-        reason, hint = _HINTS.get(code, ("the ledger failed", ""))
-        raise LedgerError(f"{reason}: {error}", hint) from error
