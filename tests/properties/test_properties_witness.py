@@ -98,8 +98,9 @@ class Network:
 
     def _show(self, arms: list[list[Entry]]) -> None:
         whom = self.dice.randrange(len(self.witnesses))
-        # Mostly one arm to each, as a forker does that does not want to be caught.
-        arm = self.dice.choice(arms) if self.dice.random() < 0.05 else arms[whom % len(arms)]
+        # To an honest one mostly the same arm, as a forker does that does not want to be caught.
+        is_any = isinstance(self.witnesses[whom], Liar) or self.dice.random() < 0.05
+        arm = self.dice.choice(arms) if is_any else arms[whom % len(arms)]
         start = self.dice.randrange(len(arm)) if self.dice.random() < 0.5 else 0
         stop = self.dice.randint(start + 1, len(arm))
         if self.dice.random() < 0.5:
