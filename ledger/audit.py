@@ -59,7 +59,7 @@ def findings(
         sound.extend(valid.values())
     proven: set[bytes] = set()
     for item in evidence:
-        finding = check_evidence(item, valid)
+        finding = check_evidence(item, valid, verify)
         if finding.is_good:
             proven.update(heads_of(item), (item.entry_id,) if isinstance(item, Inclusion) else ())
         yield finding
