@@ -143,6 +143,11 @@ def certificates(entries: list[Entry]) -> dict[str, tuple[list[bytes], set[str]]
 
 def bundles() -> dict[str, tuple[list[bytes], set[str]]]:
     """By name: the lines of a file, and the checks that find something not good in it."""
+    return histories() | certificates(history())
+
+
+def histories() -> dict[str, tuple[list[bytes], set[str]]]:
+    """Files of what BOB, ALICE and CAROL did, and of what they had better not done."""
     all_of_it = history()
     settle = all_of_it[3]
     heads = [entry for entry in all_of_it[:10] if entry.content.kind is Kind.HEAD]
@@ -166,7 +171,6 @@ def bundles() -> dict[str, tuple[list[bytes], set[str]]]:
             lines([*heads, Consistency(heads[0].id, heads[1].id, tree.consistency(4, 9))]),
             set(),
         ),
-        **certificates(all_of_it),
         "forged signature": (
             lines([*all_of_it[:3], Entry(settle.body, bytes(64))]),
             {"signatures"},
