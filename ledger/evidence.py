@@ -31,7 +31,7 @@ class Finding:
     """Empty where no single entry is meant."""
     check: str
     """ "encoding", "signatures", "amount", "chain", "totals", "head", "inclusion", "consistency",
-    "certificate", "use", "resolution", "fork", "bill" or "balance" """
+    "certificate", "use", "resolution", "heir", "fork", "bill" or "balance" """
     is_good: bool
     detail: str
 

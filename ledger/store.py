@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 from attrs import evolve
 
 from ledger import keys, schema
-from ledger.chain import Head, check_link
+from ledger.chain import Head, check_link, origin, rotated_to
 from ledger.database import BUSY_WAIT_S
 from ledger.database import RESTORE as _RESTORE
 from ledger.database import telling_why as _telling_why
@@ -171,14 +171,17 @@ class Store:
         return next(map(_glance, self._rows(f"WHERE {_BY_ID}", entry_id, entry_id)), None)
 
     def head(self, author: bytes, net: bytes) -> Head:
-        """Where *author*'s chain on *net* ends: after the highest seq that we hold."""
+        """Where *author*'s chain on *net* ends: after the highest seq that we hold.
+
+        A chain without entries begins at the ROTATE to *author*, if we hold one.
+        """
         last = self._read(
             "JOIN chain USING (chain) WHERE author = ? AND net = ? AND checked"
             " ORDER BY seq DESC, id LIMIT 1",
             author,
             net,
         )
-        return next(map(Head.after, last), Head.start(author, net))
+        return next(map(Head.after, last), None) or self._beginning(author, net)
 
     def chain(self, author: bytes, after_seq: int = -1) -> Iterator[Entry]:
         """*author*'s entries by seq, all arms of a fork, gaps left out; on every network."""
@@ -234,6 +237,16 @@ class Store:
             raise Corruption(f"{count} entries where {self.total().count} are counted", _RESTORE)
         return count
 
+    def _beginning(self, author: bytes, net: bytes) -> Head:
+        # Read once in a key's life, so by looking at every KEYOP: its kind is the 13th byte.
+        found = self._read(
+            "WHERE checked AND substr(body, 13, 1) = ? AND instr(body, ?) ORDER BY id",
+            bytes([Kind.KEYOP]),
+            author,
+        )
+        rotates = (e for e in found if (rotated_to(e), e.content.net) == (author, net))
+        return next(map(Head.heir, rotates), Head.start(author, net))
+
     def _check_own(self, entry: Entry) -> None:
         body = entry.content
         alloc = self.entry(body.ref) if body.ref else None
@@ -241,7 +254,10 @@ class Store:
             others = (other.content for other in self.resolutions(body.ref))
             if any(o.author == body.author and o.kind in _CLOSING for o in others):
                 raise BrokenChain("the ALLOC is resolved already")
-        check_link(self.head(body.author, body.net), entry, alloc.content if alloc else None)
+        head = self.head(body.author, body.net)
+        if head.seq == 0:  # it may begin at zeros, or at any ROTATE to its author
+            head = origin(body, self.entry(body.prev))
+        check_link(head, entry, alloc.content if alloc else None)
 
     def _check_row(self, row: _Row, verify: Verify) -> None:
         n, entry_id, _, _ = row

@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 from attrs import evolve, field, frozen
 
 from ledger import keys
-from ledger.chain import Head, check_entry, check_link
+from ledger.chain import Head, check_entry, check_link, origin, rotated_to
 from ledger.errors import BadEntry, BrokenChain
 from ledger.keys import Sign, Verify
 from ledger.model import KINDS_KNOWN, Body, Entry, Kind
@@ -186,7 +186,10 @@ class Witness:
                 if body.ref in closed or self._book.is_closed(body.ref):
                     raise BrokenChain("the ALLOC is resolved already")
                 closed.add(body.ref)
-            ballot = _after(ballot, entry, alloc)
+            last = ballot.last
+            # An heir's chain begins at a ROTATE that this witness voted for, or at nothing.
+            head = Head.after(last) if last else origin(body, self._book.entry(body.prev))
+            ballot = _after(ballot, head, entry, alloc)
         return ballot
 
     def _known(self, body: Body) -> Entry | None:
@@ -254,21 +257,21 @@ def _is_elsewhere(ballot: Ballot, old: Sequence[Entry], new: Entry) -> bool:
     return not old and ballot.last is not None and new.content.prev != ballot.last.id
 
 
-def _after(ballot: Ballot, entry: Entry, alloc: Entry | None) -> Ballot:
+def _after(ballot: Ballot, head: Head, entry: Entry, alloc: Entry | None) -> Ballot:
     """The ballot that *entry*, valid by itself, makes. Raises BadEntry and BrokenChain."""
     body = entry.content
     if ballot.retired:
         raise BrokenChain("its key is retired")
-    head = Head.after(ballot.last) if ballot.last else Head.start(body.author, body.net)
     check_link(head, entry, alloc.content if alloc else None)
     if body.kind is Kind.HEAD and Checkpoint.decode(body.terms).root != ballot.tree.root():
         raise BrokenChain("the HEAD has another root")
-    return evolve(ballot, last=entry, tree=ballot.tree.plus(entry.id), retired=_retires(body))
+    return evolve(ballot, last=entry, tree=ballot.tree.plus(entry.id), retired=_retires(entry))
 
 
-def _retires(body: Body) -> bool:
-    """Whether the author says by *body* that it signs nothing any more."""
+def _retires(entry: Entry) -> bool:
+    """Whether the author says by *entry* that it signs nothing any more."""
+    body = entry.content
     if body.kind is not Kind.KEYOP:
         return False
-    keyop = KeyOp.decode(body.terms)
-    return keyop.op is Op.ROTATE or (keyop.op is Op.REVOKE and keyop.subject == keyop.owner)
+    is_own = body.peer == body.author
+    return bool(rotated_to(entry)) or (is_own and KeyOp.decode(body.terms).op is Op.REVOKE)

@@ -303,6 +303,17 @@ function checkResolution(entry, alloc) {
   if (!resolves(entry.is, alloc.is)) broken("the terms are not those of the ALLOC");
 }
 
+const heirOf = (entry) => (entry.kind === "KEYOP" && entry.is.op === 3n ? entry.is.subject : new Uint8Array(0));
+
+/** The head that *entry* must follow: that of the entry *before*; for the first nothing, or the ROTATE to its author. */
+function headBefore(entry, before) {
+  const { author, net } = entry;
+  if (entry.seq !== 0n) return { ...before, seq: before.seq + 1n, prev: before.digest };
+  if (equal(entry.prev, GENESIS)) return { author, net, seq: 0n, prev: GENESIS, hlc: 0n, posted: 0n, pending: 0n };
+  if (!equal(heirOf(before), author) || !equal(before.net, net)) broken("it begins at an entry that is no ROTATE to its author");
+  return { author, net, seq: 0n, prev: before.digest, hlc: before.hlc, posted: 0n, pending: 0n };
+}
+
 function checkOrder(head, entry) {
   if (!equal(head.author, entry.author) || !equal(head.net, entry.net)) broken("an entry of another chain");
   if (entry.seq !== head.seq) broken(`seq ${entry.seq} where ${head.seq} follows`);
@@ -504,6 +515,7 @@ export async function audit(bytes) {
   await checkHeads(valid, find);
   checkUses(valid, find);
   await checkResolutions(valid, find);
+  checkHeirs(valid, find);
   checkForks(valid, find);
   checkBalances(valid, find);
   return findings;
@@ -549,17 +561,16 @@ function showBill(again, entry) {
 async function link(entry, valid, proven, find) {
   if (entry.kind === "FORKPROOF") return;
   const before = valid.get(hex(entry.prev));
+  if (!before && !(entry.seq === 0n && equal(entry.prev, GENESIS))) { find(entry.id, "chain", proven.has(entry.id) ? [true, "proven by a HEAD"] : [false, `seq ${entry.seq}: the entry before is missing`]); return; }
   let head;
-  if (entry.seq === 0n && equal(entry.prev, GENESIS)) head = { author: entry.author, net: entry.net, seq: 0n, prev: GENESIS, hlc: 0n, posted: 0n, pending: 0n };
-  else if (before) head = { ...before, seq: before.seq + 1n, prev: before.digest };
-  else { find(entry.id, "chain", proven.has(entry.id) ? [true, "proven by a HEAD"] : [false, `seq ${entry.seq}: the entry before is missing`]); return; }
-  if (!find(entry.id, "chain", await attempt(() => checkOrder(head, entry), `seq ${entry.seq} follows`))) return;
+  const follows = () => { head = headBefore(entry, before); checkOrder(head, entry); };
+  if (!find(entry.id, "chain", await attempt(follows, `seq ${entry.seq} follows`))) return;
   find(entry.id, "totals", await attempt(() => checkTotals(head, entry, valid.get(hex(entry.ref))), `${entry.posted} µcr posted, ${entry.pending} pending`));
 }
 
 function pathTo(tip, valid) {
   const path = [tip];
-  while (!equal(path.at(-1).prev, GENESIS)) {
+  while (path.at(-1).seq > 0n) {
     const before = valid.get(hex(path.at(-1).prev));
     if (!before || place(before) !== place({ ...path.at(-1), seq: path.at(-1).seq - 1n })) return [];
     path.push(before);
@@ -618,6 +629,13 @@ async function checkResolutions(valid, find) {
       find(entry.id, "resolution", keeps[0] && first !== entry ? [false, `resolved by r-${first.id}`] : keeps);
     }
   }
+}
+
+function checkHeirs(valid, find) {
+  const heirs = new Map(), rotates = [...valid.values()].filter((entry) => heirOf(entry).length);
+  const keyOf = ({ net, author }) => `${hex(net)}/${hex(author)}`;
+  for (const entry of rotates) heirs.set(keyOf(entry), (heirs.get(keyOf(entry)) ?? new Set()).add(hex(heirOf(entry))));
+  for (const entry of rotates) find(entry.id, "heir", [heirs.get(keyOf(entry)).size === 1, `handed to ${[...heirs.get(keyOf(entry))]}`]);
 }
 
 function checkForks(valid, find) {
