@@ -10,12 +10,13 @@ from ledger_deals import ALICE, BOB, CAROL, DAVE, Chain, Party, cid
 from ledger_witnesses import WITNESSES, certify, quorum_of
 
 from ledger.bundle import export, extract
+from ledger.chain import Head
 from ledger.evidence import Consistency, Evidence, Inclusion, Rerun, Witnessed
 from ledger.keys import entry_message, terms_message
 from ledger.model import Body, Entry, Kind
 from ledger.proof import Tree
 from ledger.statements import Op
-from ledger.validity import prove_fork
+from ledger.validity import GENESIS, prove_fork
 
 
 def lines(items: list[Entry | Evidence]) -> list[bytes]:
@@ -143,7 +144,45 @@ def certificates(entries: list[Entry]) -> dict[str, tuple[list[bytes], set[str]]
 
 def bundles() -> dict[str, tuple[list[bytes], set[str]]]:
     """By name: the lines of a file, and the checks that find something not good in it."""
-    return histories() | certificates(history())
+    return histories() | certificates(history()) | successions()
+
+
+def successions() -> dict[str, tuple[list[bytes], set[str]]]:
+    """Files in which a key was rotated, by its rules and not."""
+    bob, foreign = Chain(BOB), Chain(BOB, net=b"othernet")
+    alloc = bob.alloc(ALICE)
+    before = [alloc, bob.settle(ALICE, alloc), bob.keyop(Op.DELEGATE, DAVE)]
+    rotate = bob.keyop(Op.ROTATE, DAVE)
+    dave = Chain(DAVE, Head.heir(rotate))
+    heirs = [dave.alloc(ALICE)]
+    heirs += [dave.settle(ALICE, heirs[0])]
+    heirs += [dave.checkpoint(heirs)]
+    first = heirs[0].content
+    elsewhere, to_carol = foreign.keyop(Op.ROTATE, DAVE), Chain(BOB).keyop(Op.ROTATE, CAROL)
+
+    def begun(**changes: object) -> list[Entry]:
+        return [*before, rotate, resigned(evolve(first, **changes), DAVE)]  # type: ignore[arg-type]
+
+    files: dict[str, tuple[list[Entry], set[str]]] = {
+        "rotated": ([*before, rotate, *heirs], set()),
+        "rotated, the ROTATE left out": ([*before, *heirs], {"chain"}),
+        "rotated, begun at zeros": (begun(prev=GENESIS), set()),
+        "an heir of nobody": (begun(prev=before[2].id), {"chain"}),
+        "an heir of another's heir": (
+            [to_carol, resigned(evolve(first, prev=to_carol.id), DAVE)],
+            {"chain"},
+        ),
+        "an heir on another network": (
+            [elsewhere, resigned(evolve(first, prev=elsewhere.id), DAVE)],
+            {"chain"},
+        ),
+        "an heir in the middle": (begun(seq=4), {"chain"}),
+        "an heir before its ROTATE": (begun(hlc=rotate.content.hlc), {"chain"}),
+        "an heir to the totals": (begun(posted=3540), {"totals"}),
+        "two heirs": ([*before, rotate, bob.fork().keyop(Op.ROTATE, CAROL), *heirs], {"heir"}),
+        "one heir twice": ([*before, rotate, bob.fork().keyop(Op.ROTATE, DAVE), *heirs], set()),
+    }
+    return {name: (lines([*entries]), wrong) for name, (entries, wrong) in files.items()}
 
 
 def histories() -> dict[str, tuple[list[bytes], set[str]]]:
