@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +21,11 @@ from typing import Any, TypeAlias
 from attrs import evolve
 
 from ledger import keys, schema
-from ledger.chain import Head, check_link
+from ledger.chain import Head, check_link, origin, rotated_to
+from ledger.database import BUSY_WAIT_S
+from ledger.database import RESTORE as _RESTORE
+from ledger.database import telling_why as _telling_why
+from ledger.database import transaction as _transaction
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
 from ledger.filed import Filed, better, checked, vouched
 from ledger.glance import Glance
@@ -30,23 +33,12 @@ from ledger.holdings import ChainKey, Holding, Total
 from ledger.keys import Verify, entry_message
 from ledger.model import Body, Entry, Kind
 
-BUSY_WAIT_S = 5.0
-"""How long another process's transaction is waited for."""
 PAGE = 500
 """Entries read at a time."""
 
 _PAGE_BYTES = 8192  # entries of 500-700 bytes leave less of such a page empty: 8 % less disk
 _APPLICATION = 0x6D4C6431  # "mLd1": this SQLite file is ours
 _CLOSING = (Kind.SETTLE, Kind.VOID)
-_RESTORE = "move the file away and fetch the entries from other nodes again"
-_HINTS = {
-    sqlite3.SQLITE_BUSY: ("the ledger is in use", "another process holds it: stop that one"),
-    sqlite3.SQLITE_FULL: ("the disk is full", "make room: nothing was written"),
-    sqlite3.SQLITE_READONLY: ("the ledger may not be written", "check the file's permissions"),
-    sqlite3.SQLITE_CANTOPEN: ("the ledger cannot be opened", "check the folder's permissions"),
-    sqlite3.SQLITE_IOERR: ("the disk failed", "nothing was acknowledged: check the disk"),
-    sqlite3.SQLITE_NOTADB: ("the file is not a ledger", "give another path"),
-}
 
 _SELECT = "SELECT n, id, body, sig FROM entry "
 _BY_ID = "substr(id, 1, 8) = substr(?, 1, 8) AND id = ?"  # bind the id twice
@@ -179,14 +171,17 @@ class Store:
         return next(map(_glance, self._rows(f"WHERE {_BY_ID}", entry_id, entry_id)), None)
 
     def head(self, author: bytes, net: bytes) -> Head:
-        """Where *author*'s chain on *net* ends: after the highest seq that we hold."""
+        """Where *author*'s chain on *net* ends: after the highest seq that we hold.
+
+        A chain without entries begins at the ROTATE to *author*, if we hold one.
+        """
         last = self._read(
             "JOIN chain USING (chain) WHERE author = ? AND net = ? AND checked"
             " ORDER BY seq DESC, id LIMIT 1",
             author,
             net,
         )
-        return next(map(Head.after, last), Head.start(author, net))
+        return next(map(Head.after, last), None) or self._beginning(author, net)
 
     def chain(self, author: bytes, after_seq: int = -1) -> Iterator[Entry]:
         """*author*'s entries by seq, all arms of a fork, gaps left out; on every network."""
@@ -242,6 +237,16 @@ class Store:
             raise Corruption(f"{count} entries where {self.total().count} are counted", _RESTORE)
         return count
 
+    def _beginning(self, author: bytes, net: bytes) -> Head:
+        # Read once in a key's life, so by looking at every KEYOP: its kind is the 13th byte.
+        found = self._read(
+            "WHERE checked AND substr(body, 13, 1) = ? AND instr(body, ?) ORDER BY id",
+            bytes([Kind.KEYOP]),
+            author,
+        )
+        rotates = (e for e in found if (rotated_to(e), e.content.net) == (author, net))
+        return next(map(Head.heir, rotates), Head.start(author, net))
+
     def _check_own(self, entry: Entry) -> None:
         body = entry.content
         alloc = self.entry(body.ref) if body.ref else None
@@ -249,7 +254,10 @@ class Store:
             others = (other.content for other in self.resolutions(body.ref))
             if any(o.author == body.author and o.kind in _CLOSING for o in others):
                 raise BrokenChain("the ALLOC is resolved already")
-        check_link(self.head(body.author, body.net), entry, alloc.content if alloc else None)
+        head = self.head(body.author, body.net)
+        if head.seq == 0:  # it may begin at zeros, or at any ROTATE to its author
+            head = origin(body, self.entry(body.prev))
+        check_link(head, entry, alloc.content if alloc else None)
 
     def _check_row(self, row: _Row, verify: Verify) -> None:
         n, entry_id, _, _ = row
@@ -464,31 +472,3 @@ def _prepare(db: sqlite3.Connection) -> None:
                 _recount(db, chain)
         db.execute(f"PRAGMA application_id = {_APPLICATION}")
         db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS)}")
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, and nobody else writes meanwhile."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def _telling_why() -> Iterator[None]:
-    """SQLite's errors as ours, with the way out; misuse of its API stays what it is."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code == sqlite3.SQLITE_CORRUPT:
-            raise Corruption(f"the ledger file is damaged: {error}", _RESTORE) from error
-        reason, hint = _HINTS.get(code, ("the ledger failed", ""))
-        raise LedgerError(f"{reason}: {error}", hint) from error
