@@ -18,7 +18,7 @@ from attrs import frozen
 
 from ledger.exchange import Exchange, Outcome
 from ledger.merge import Merger
-from ledger.turns import PIECE_MAX, Hello, Piece, Scope, SyncError
+from ledger.turns import PIECE_MAX, Hello, HungUp, Piece, Scope, SyncError
 
 EXCHANGES_MAX = 8
 """That one stream may carry."""
@@ -231,7 +231,7 @@ class _Talk:
     async def _must_receive(self) -> bytes:
         data = await self._receive()
         if data is None:
-            raise SyncError("hung up in the middle")
+            raise HungUp("hung up in the middle")
         return data
 
     async def _receive(self) -> bytes | None:
@@ -244,7 +244,7 @@ class _Talk:
             raise SyncError(f"a message of {length} bytes")
         data = await self._read(length)
         if data is None:
-            raise SyncError("hung up in the middle")
+            raise HungUp("hung up in the middle")
         return data
 
     async def _read(self, length: int) -> bytes | None:
@@ -255,7 +255,7 @@ class _Talk:
             self._check_budget()
             if not more:
                 if self._buffer:
-                    raise SyncError("hung up in the middle")
+                    raise HungUp("hung up in the middle")
                 return None
             self._buffer += more
         data = bytes(self._buffer[:length])
