@@ -25,6 +25,14 @@ async def hear(call: Call) -> bytes:
     raise Unavailable("ended without a word")
 
 
+async def ask(caller: Any, server: Any, times: int = 1, protocol: str = LEDGER) -> None:
+    """Call, say one byte, and hear so many."""
+    async with caller.network.call(server.peer, protocol) as call:
+        await call.send_all(b"x")
+        for _ in range(times):
+            await hear(call)
+
+
 async def pair(harness: Any, answer: Any = echo) -> tuple[Any, Any]:
     """One that answers calls, and one that knows how to call it."""
     server = await harness.node(1, answers={LEDGER: answer})
@@ -109,8 +117,7 @@ async def test_silence_is_given_up_by_both_ends(harness: Any) -> None:
     set_bounds(caller.network, silence_s=0.05)
     set_bounds(server.network, length_s=0.1)
     with pytest.raises(Unavailable, match="fell silent"):
-        async with caller.network.call(server.peer, LEDGER) as call:
-            await hear(call)
+        await ask(caller, server)
     await harness.eventually(lambda: server.count("calls_failed") == 1)
     assert caller.count("calls_broken") == 1
 
@@ -119,10 +126,7 @@ async def test_a_caller_that_falls_silent_is_given_up(harness: Any) -> None:
     server, caller = await pair(harness)
     set_bounds(server.network, silence_s=0.05)
     with pytest.raises(Unavailable):
-        async with caller.network.call(server.peer, LEDGER) as call:
-            await call.send_all(b"x")
-            await hear(call)
-            await hear(call)
+        await ask(caller, server, times=2)
     assert server.count("calls_failed") == 1
     assert server.count("faults") == 0
 
@@ -140,8 +144,7 @@ async def test_a_fault_counts_against_the_caller_and_in_the_end_bans_it(harness:
     await harness.eventually(lambda: server.count("bans") == 1)
     assert server.count("faults") == 4
     with pytest.raises(Unavailable, match="is banned"):
-        async with server.network.call(caller.peer, LEDGER):
-            raise AssertionError("never here")
+        await ask(server, caller)
 
 
 async def test_a_banned_peer_gets_no_answer(harness: Any) -> None:
@@ -171,19 +174,21 @@ async def test_a_bug_in_an_answer_ends_that_call_only(harness: Any) -> None:
 
 async def test_a_peer_that_dies_in_a_call_leaves_it_broken_not_hanging(harness: Any) -> None:
     server, caller = await pair(harness)
-    with pytest.raises(Unavailable):
-        async with caller.network.call(server.peer, LEDGER) as call:
-            await call.send_all(b"x")
-            await hear(call)
-            await server.close()
-            await hear(call)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_close_when_called, harness, server, caller)
+        with pytest.raises(Unavailable):
+            await ask(caller, server, times=2)
+
+
+async def _close_when_called(harness: Any, server: Any, caller: Any) -> None:
+    await harness.eventually(lambda: server.network.is_answering(caller.peer))
+    await server.close()
 
 
 async def test_nobody_answers_a_protocol_that_is_not_spoken(harness: Any) -> None:
     server, caller = await pair(harness)
     with pytest.raises(Unavailable):
-        async with caller.network.call(server.peer, "/mesh/ledger/99"):
-            raise AssertionError("never here")
+        await ask(caller, server, protocol="/mesh/ledger/99")
 
 
 async def test_a_call_ends_under_cancellation(harness: Any) -> None:
