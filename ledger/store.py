@@ -228,6 +228,10 @@ class Store:
 
         Raises Corruption, which names the first entry that is not what was stored.
         """
+        with _telling_why(), _snapshot(self._db):
+            return self._scan(verify)
+
+    def _scan(self, verify: Verify) -> int:
         with _telling_why():
             (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
             if verdict != "ok":
@@ -477,6 +481,16 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+
+
+@contextmanager
+def _snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """What is read is of one moment, whatever others write meanwhile."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
 
 
 @contextmanager

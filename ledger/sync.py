@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from attrs import frozen
 
-from ledger.exchange import Exchange, Outcome
+from ledger.exchange import Exchange, Heard, Outcome
 from ledger.merge import Merger
 from ledger.turns import PIECE_MAX, Hello, HungUp, Piece, Scope, SyncError
 
@@ -72,6 +72,7 @@ class Replica:
     clock: Callable[[], float]
     """Seconds that never go back."""
     run_in_thread: RunInThread
+    heard: Heard = lambda _: None
 
 
 @frozen
@@ -215,7 +216,8 @@ class _Talk:
 
     async def _exchange(self, scope: Scope, salt: bytes, *, cold: bool) -> Exchange:
         merger, now_ms = self._replica.merger, self._replica.now_ms()
-        start = partial(Exchange, merger, scope, salt, now_ms, cold=cold)
+        heard = self._replica.heard
+        start = partial(Exchange, merger, scope, salt, now_ms, cold=cold, heard=heard)
         return await self._replica.run_in_thread(start)
 
     async def _fingerprint(self) -> bytes:

@@ -27,7 +27,7 @@ class SyncError(LedgerError):
 
 
 class HungUp(SyncError):
-    """The stream ended in the middle: by malice, or because the other end did. What came is kept."""
+    """The stream ended in the middle: by malice, or because its owner ended. What came stays."""
 
 
 class OtherVersion(SyncError):

@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -28,6 +28,7 @@ from attrs import define, evolve, field, frozen
 
 import mesh
 from ledger.errors import BadEntry, BrokenChain, LedgerError
+from ledger.merge import Merger
 from ledger.model import Entry, Kind
 from ledger.store import Store
 from mesh import codec
@@ -37,7 +38,7 @@ from mesh.broadcast import Broadcast
 from mesh.config import Config
 from mesh.desk import Desk, earned_by
 from mesh.driver import Driver
-from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Unavailable
+from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Stopped, Unavailable
 from mesh.identity.keys import NodeKey, identity, load, load_or_create
 from mesh.ids import PeerId, format_peer
 from mesh.kernel import Kernel
@@ -45,10 +46,12 @@ from mesh.market.accounts import CLOSINGS_MAX, Key, open_allocs
 from mesh.market.bidding import Shop
 from mesh.market.policy import Policy
 from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
-from mesh.network.network import BLOCKS, Network, NetworkConfig, open_network
+from mesh.network.network import BLOCKS, LEDGER, Network, NetworkConfig, open_network
 from mesh.paths import Home
 from mesh.performer import Performer
+from mesh.replication import Replication, ReplicationConfig
 from mesh.resources.probe import Probe, ThisMachine, watch
+from mesh.rumours import Rumours, verify
 from mesh.runtime.execution import Workshop
 from mesh.runtime.supervisor import open_supervisor
 from mesh.sansio import OfferReceived, Received
@@ -56,7 +59,7 @@ from mesh.sim.replay import Facts, write_black_box
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.journal import Journal, open_journal
 from mesh.storage.transfer import serve
-from mesh.upkeep import advertise, sweep
+from mesh.upkeep import advertise, scan, sweep
 
 _log = logging.getLogger("mesh.node")
 
@@ -71,14 +74,6 @@ SERVING_MAX = 4
 _ROOM = "free some of its disk, then start again: nothing acknowledged is lost"
 
 Announce = Callable[[Mapping[str, object]], None]
-
-
-class Stopped(Unavailable):
-    """The node had to stop: why, and the way out."""
-
-    def __init__(self, why: str, hint: str) -> None:
-        super().__init__(why)
-        self.hint = hint
 
 
 def main(config: Config, home: Home, *, announce: Announce) -> int:
@@ -150,6 +145,10 @@ class _Files:
     ledger: Store
     reader: Store
     """The same file, for whoever reads for long."""
+    merger: Merger
+    """The same, for what comes from others."""
+    index: Store
+    """The same, for look-ups within the event loop."""
     blocks: DiskBlocks
     scratch: Path
     epoch: int
@@ -184,11 +183,23 @@ def _open_all(config: Config, home: Home, stack: ExitStack) -> _Files:
     blocks.put(EMPTY_FILE, b"")  # what most runs leave: never worth a fetch
     blocks.put(EMPTY_DIR, EMPTY_DIR_BLOCK)
     journal = stack.enter_context(open_journal(home.state / "node.sqlite"))
-    ledger, reader = [
-        stack.enter_context(Store.open(home.state / "ledger.sqlite")) for _ in range(2)
+    ledger, reader, replica, index = [
+        stack.enter_context(Store.open(home.state / "ledger.sqlite")) for _ in range(4)
     ]
-    epoch = journal.next_epoch()
-    return _Files(key, is_new_key, key_path, journal, ledger, reader, blocks, scratch, epoch)
+    merger = stack.enter_context(Merger(replica, verify=verify))
+    return _Files(
+        key=key,
+        is_new_key=is_new_key,
+        key_path=key_path,
+        journal=journal,
+        ledger=ledger,
+        reader=reader,
+        merger=merger,
+        index=index,
+        blocks=blocks,
+        scratch=scratch,
+        epoch=journal.next_epoch(),
+    )
 
 
 def _lock(key_path: Path) -> int:
@@ -256,7 +267,7 @@ def _read_chain(files: _Files) -> tuple[Mapping[Key, Entry], deque[Entry]]:
 
     def passing() -> Iterator[Entry]:
         for entry in files.ledger.chain(files.key.peer):
-            if entry.content.kind is not Kind.ALLOC:
+            if entry.content.kind in (Kind.SETTLE, Kind.VOID):
                 closings.append(entry)
             yield entry
 
@@ -281,7 +292,11 @@ async def _serve(
 ) -> None:
     async with AsyncExitStack() as stack:
         alarm = _Alarm()
-        network = await stack.enter_async_context(_join(config, home, files, driver, alarm))
+        replication = _replicate(config, files, kernel, driver, alarm)
+        network = await stack.enter_async_context(
+            _join(config, home, files, driver, alarm, replication)
+        )
+        replication.network = network
         supervisor = await stack.enter_async_context(
             open_supervisor(home.data / "runtime", workers_max=max(1, kernel.sold().slots) + 1)
         )
@@ -313,10 +328,14 @@ async def _serve(
             scratch=files.scratch,
             agent=_agent(),
             started_at=trio.current_time(),
-            doors=[],
+            doors=[replication.statistics],
         )
+        performer.said, performer.received = replication.push, replication.look_at
+        replication.learn = performer.earn
         for service in (
             alarm.heard,
+            replication.run,
+            partial(scan, home.state / "ledger.sqlite", alarm.ring),
             performer.gossip,
             partial(sweep, files.blocks, kernel),
             partial(watch, Probe(ThisMachine(), trio.current_time), driver.post),
@@ -361,9 +380,36 @@ class _Alarm:
         raise self.error
 
 
+def _replicate(
+    config: Config, files: _Files, kernel: Kernel, driver: Driver, alarm: _Alarm
+) -> Replication:
+    """What keeps our ledger equal to the others'; it begins to when it has a network."""
+    tally: Counter[str] = Counter()
+    settings = config.ledger
+    return Replication(
+        merger=files.merger,
+        rumours=Rumours(files.index, tally),
+        peer=files.key.peer,
+        head=kernel.head,
+        is_new_key=files.is_new_key,
+        post=driver.post,
+        alarm=alarm.ring,
+        rng=Random(),  # noqa: S311  (jitter, nothing secret)
+        tally=tally,
+        config=ReplicationConfig(
+            repair_s=float(settings.repair_s), full_repair_s=float(settings.full_repair_s)
+        ),
+    )
+
+
 @asynccontextmanager
 async def _join(
-    config: Config, home: Home, files: _Files, driver: Driver, alarm: _Alarm
+    config: Config,
+    home: Home,
+    files: _Files,
+    driver: Driver,
+    alarm: _Alarm,
+    replication: Replication,
 ) -> AsyncIterator[Network]:
     """The network, its frames and offers posted to the driver."""
     met: list[Network] = []
@@ -399,6 +445,7 @@ async def _join(
         NetworkConfig(
             seed=files.key.seed,
             listen=(f"/{family}/{settings.listen_host}/tcp/{settings.listen_port}",),
+            announce=settings.announce,
             bootstrap=settings.bootstrap,
             mdns=settings.mdns,
             psk=_read_psk(settings.psk_file),
@@ -409,6 +456,8 @@ async def _join(
         on_frame=on_frame,
         on_offer=on_offer,
         serve={BLOCKS: serve_blocks},
+        topics=[replication.rumours.topic],
+        answers={LEDGER: replication.answer},
     ) as network:
         met.append(network)
         yield network

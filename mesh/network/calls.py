@@ -1,8 +1,8 @@
 """Calls: streams on which two peers talk both ways, for as long as both keep talking.
 
-A call is bounded: so many inbound in all and one for each peer, seconds of silence, seconds in all,
-and bytes as the guard has it: who sends faster is read slower. It always ends: closed when both have
-said what they had to say, reset otherwise.
+A call is bounded: so many inbound in all and one for each peer, seconds of silence, seconds in
+all, and bytes as the guard has it: who sends faster is read slower. It always ends: closed when
+both have said what they had to say, reset otherwise.
 """
 
 from __future__ import annotations

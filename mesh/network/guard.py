@@ -1,9 +1,9 @@
 """Who may say how much: rates, faults and bans of peers. A core: time is an argument (seconds).
 
 Token buckets per peer (frames, bytes, signature verifications, our processor) and one score; the
-processor has one more for all peers together, or many keys would take what one may not. A fault adds
-to the score, which halves every `half_life_s`; at `ban_score` the peer is banned for `ban_s`, doubled
-with every ban until a clean `ban_memory_s`. A peer within its rates never waits.
+processor has one more for all peers together, or many keys would take what one may not. A fault
+adds to the score, which halves every `half_life_s`; at `ban_score` the peer is banned for `ban_s`,
+doubled with every ban until a clean `ban_memory_s`. A peer within its rates never waits.
 """
 
 from __future__ import annotations

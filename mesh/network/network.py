@@ -182,7 +182,8 @@ async def open_network(
     """Join the mesh until the end of the block.
 
     *on_frame(sender, frame)* and *on_offer(author, data)* must not wait; *serve* answers requests
-    by protocol, *answers* calls; *topics* are what else is gossiped. Raises ConfigError for what the operator must mend.
+    by protocol, *answers* calls; *topics* are what else is gossiped. Raises ConfigError for what
+    the operator must mend.
     """
     tally: Counter[str] = Counter()
     listen = parse_listen(config.listen)

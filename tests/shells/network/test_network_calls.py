@@ -90,9 +90,7 @@ async def test_a_second_call_of_the_same_peer_is_refused_while_the_first_goes_on
         await first.receive_some(4)
         assert server.network.is_answering(caller.peer)
         with pytest.raises(Unavailable):
-            async with caller.network.call(server.peer, LEDGER) as second:
-                await second.send_all(b"x")
-                await hear(second)
+            await ask(caller, server)
         await first.send_all(b"more")
         assert await first.receive_some(4) == b"more"
     assert server.count("calls_refused") == 1
@@ -103,9 +101,7 @@ async def test_more_callers_than_are_answered_at_a_time_are_refused(harness: Any
     server, caller = await pair(harness)
     set_bounds(server.network, inbound=0)
     with pytest.raises(Unavailable):
-        async with caller.network.call(server.peer, LEDGER) as call:
-            await call.send_all(b"x")
-            await hear(call)
+        await ask(caller, server)
     assert server.count("calls_refused") == 1
 
 
@@ -138,9 +134,7 @@ async def test_a_fault_counts_against_the_caller_and_in_the_end_bans_it(harness:
     server, caller = await pair(harness, accuse)
     for _ in range(4):
         with pytest.raises(Unavailable):
-            async with caller.network.call(server.peer, LEDGER) as call:
-                await call.send_all(b"x")
-                await hear(call)
+            await ask(caller, server)
     await harness.eventually(lambda: server.count("bans") == 1)
     assert server.count("faults") == 4
     with pytest.raises(Unavailable, match="is banned"):
@@ -151,9 +145,7 @@ async def test_a_banned_peer_gets_no_answer(harness: Any) -> None:
     server, caller = await pair(harness)
     server.network._guard.fault(caller.peer, 100.0, trio.current_time())
     with pytest.raises(Unavailable):
-        async with caller.network.call(server.peer, LEDGER) as call:
-            await call.send_all(b"x")
-            await hear(call)
+        await ask(caller, server)
     assert server.count("calls_answered") == 0
 
 
@@ -164,9 +156,7 @@ async def test_a_bug_in_an_answer_ends_that_call_only(harness: Any) -> None:
 
     server, caller = await pair(harness, broken)
     with pytest.raises(Unavailable):
-        async with caller.network.call(server.peer, LEDGER) as call:
-            await call.send_all(b"x")
-            await hear(call)
+        await ask(caller, server)
     await harness.eventually(lambda: server.count("stream_contained") == 1)
     assert not server.network.is_answering(caller.peer)
     assert server.network.connected()
