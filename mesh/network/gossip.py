@@ -97,17 +97,25 @@ class Gossip:
             peer = from_libp2p(forwarder)
         except ValueError:
             return False
-        topic = self._by_name.get(message.topicIDs[0]) if len(message.topicIDs) == 1 else None
-        if topic is None:
-            self.tally["gossip_invalid"] += 1
-            self.punish(peer, "gossip about more than one topic")
-            return False
-        if len(message.data) > topic.bytes_max:
-            self.punish(peer, "gossip over the limit")
-            return False
-        if not topic.is_new(message.data):
+        topic = self._topic_of(peer, message)
+        if topic is not None and not topic.is_new(message.data):
             self.tally["gossip_known"] += 1
             return False
+        is_admitted = topic is not None and self._is_affordable(peer, topic)
+        self.tally["gossip_refused"] += not is_admitted
+        return is_admitted
+
+    def _topic_of(self, peer: PeerId, message: rpc_pb2.Message) -> Topic | None:
+        """The one that *message* is about; None, and the forwarder's fault, if it is not fit."""
+        topic = self._by_name.get(message.topicIDs[0]) if len(message.topicIDs) == 1 else None
+        if topic is None:
+            self.punish(peer, "gossip about more than one topic")
+        elif len(message.data) > topic.bytes_max:
+            self.punish(peer, "gossip over the limit")
+            return None
+        return topic
+
+    def _is_affordable(self, peer: PeerId, topic: Topic) -> bool:
         now = trio.current_time()
         if topic.cpu_ms:
             return self.guard.admits_work(peer, topic.cpu_ms, now)

@@ -143,10 +143,8 @@ class SafePubsub(Pubsub):
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Handle one message; called for our own and for each that arrives."""
         with contain(self._tally, "gossip"):
-            if msg_forwarder != self.my_id and not self._admit(msg_forwarder, msg):
-                self._tally["gossip_refused"] += 1
-                return
-            await super().push_msg(msg_forwarder, msg)
+            if msg_forwarder == self.my_id or self._admit(msg_forwarder, msg):
+                await super().push_msg(msg_forwarder, msg)
 
 
 # --- 2: a window update per read, a signature per RPC -------------------------------------------

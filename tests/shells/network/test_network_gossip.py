@@ -197,7 +197,7 @@ async def test_an_entry_may_be_longer_than_an_offer_and_no_longer_than_8_kib(har
 
 async def test_a_message_on_two_topics_is_refused_unread(harness: Any) -> None:
     received, tally = await forge(harness, by_author=True, topicIDs=[OFFERS, ENTRIES])
-    assert (received, tally["gossip_invalid"]) == ([], 1)
+    assert (received, tally["gossip_refused"]) == ([], 1)
 
 
 async def test_what_is_not_new_is_neither_checked_nor_punished(harness: Any) -> None:
