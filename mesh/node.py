@@ -7,57 +7,51 @@ Down: runs given up with their reason, doors, sandbox, network, files.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from random import Random
 from secrets import randbits
 from time import time_ns
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 import mesh
 from ledger.errors import BadEntry, BrokenChain, LedgerError
-from ledger.merge import Merger
-from ledger.model import Entry, Kind
-from ledger.store import Store
+from ledger.state import Accounts
 from mesh import codec
 from mesh.api.monitor import open_monitor
 from mesh.api.server import open_api
+from mesh.belongings import Belongings, open_belongings, read_psk
 from mesh.broadcast import Broadcast
 from mesh.config import Config
 from mesh.desk import Desk, earned_by
 from mesh.driver import Driver
-from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Stopped, Unavailable
-from mesh.identity.keys import NodeKey, identity, load, load_or_create
+from mesh.errors import Corruption, MeshError, PeerError, Stopped, Unavailable
+from mesh.identity.keys import identity
 from mesh.ids import PeerId, format_peer
 from mesh.kernel import Kernel
-from mesh.market.accounts import CLOSINGS_MAX, Key, open_allocs
 from mesh.market.bidding import Shop
+from mesh.market.credit import read_books
+from mesh.market.own_chain import read_past
 from mesh.market.policy import Policy
-from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
 from mesh.network.network import BLOCKS, LEDGER, Network, NetworkConfig, open_network
 from mesh.paths import Home
 from mesh.performer import Performer
 from mesh.replication import Replication, ReplicationConfig
 from mesh.resources.probe import Probe, ThisMachine, watch
-from mesh.rumours import Rumours, verify
+from mesh.rumours import Rumours
 from mesh.runtime.execution import Workshop
 from mesh.runtime.supervisor import open_supervisor
 from mesh.sansio import OfferReceived, Received
 from mesh.sim.replay import Facts, write_black_box
-from mesh.storage.disk import DiskBlocks
-from mesh.storage.journal import Journal, open_journal
 from mesh.storage.transfer import serve
 from mesh.upkeep import advertise, scan, sweep
 
@@ -121,7 +115,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 async def _run(config: Config, home: Home, announce: Announce) -> None:
-    with _open_files(config, home) as files:
+    with open_belongings(config, home) as files:
         facts = _gather(config, home, files)
         kernel = facts.build(identity(files.key))
         driver = Driver(kernel)
@@ -134,99 +128,7 @@ async def _run(config: Config, home: Home, announce: Announce) -> None:
             raise
 
 
-@frozen
-class _Files:
-    """All that is on disk."""
-
-    key: NodeKey
-    is_new_key: bool
-    key_path: Path
-    journal: Journal
-    ledger: Store
-    reader: Store
-    """The same file, for whoever reads for long."""
-    merger: Merger
-    """The same, for what comes from others."""
-    index: Store
-    """The same, for look-ups within the event loop."""
-    blocks: DiskBlocks
-    scratch: Path
-    epoch: int
-
-
-@contextmanager
-def _open_files(config: Config, home: Home) -> Iterator[_Files]:
-    with ExitStack() as stack:
-        try:
-            files = _open_all(config, home, stack)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ConfigError(
-                "MESH_HOME", f"{error.filename}: {error.strerror}", "mend it, or choose another"
-            ) from None
-        yield files
-
-
-def _open_all(config: Config, home: Home, stack: ExitStack) -> _Files:
-    for folder in (home.state, home.data, home.run):
-        _make_private(folder)
-    key_path = Path(config.identity.key_file) if config.identity.key_file else home.key_file
-    is_new_key = not config.identity.key_file and not key_path.exists()
-    key = load(key_path) if config.identity.key_file else load_or_create(key_path)
-    blocks = DiskBlocks(home.data / "blocks", config.storage.quota)
-    stack.callback(blocks.close)
-    stack.callback(os.close, _lock(key_path))
-    scratch = home.data / "scratch"
-    shutil.rmtree(scratch, ignore_errors=True)  # ours alone: the store's lock is held
-    _make_private(scratch)
-    blocks.put(EMPTY_FILE, b"")  # what most runs leave: never worth a fetch
-    blocks.put(EMPTY_DIR, EMPTY_DIR_BLOCK)
-    journal = stack.enter_context(open_journal(home.state / "node.sqlite"))
-    ledger, reader, replica, index = [
-        stack.enter_context(Store.open(home.state / "ledger.sqlite")) for _ in range(4)
-    ]
-    merger = stack.enter_context(Merger(replica, verify=verify))
-    return _Files(
-        key=key,
-        is_new_key=is_new_key,
-        key_path=key_path,
-        journal=journal,
-        ledger=ledger,
-        reader=reader,
-        merger=merger,
-        index=index,
-        blocks=blocks,
-        scratch=scratch,
-        epoch=journal.next_epoch(),
-    )
-
-
-def _lock(key_path: Path) -> int:
-    """Two nodes with one key would fork its chain: on one machine the second is turned away."""
-    descriptor = os.open(key_path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(
-            "identity.key_file", f"another node runs with {key_path}", "give each a key of its own"
-        ) from None
-    except OSError as error:
-        _log.warning("%s cannot be locked: %s", key_path, error)
-    return descriptor
-
-
-def _make_private(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ConfigError(
-            "MESH_HOME", f"{folder} cannot be made: {error.strerror}", "choose another folder"
-        ) from None
-
-
-def _gather(config: Config, home: Home, files: _Files) -> Facts:
+def _gather(config: Config, home: Home, files: Belongings) -> Facts:
     """What the kernel is built from."""
     machine = Probe(ThisMachine(), trio.current_time).capacity(home.data)
     policy = evolve(
@@ -234,6 +136,7 @@ def _gather(config: Config, home: Home, files: _Files) -> Facts:
         candidates=config.market.candidates,
         window_ms=config.market.window_ms,
         ttl_ms=config.market.lease_ttl_s * 1000,
+        credit_line=config.ledger.credit_line,
     )
     sold = config.sell.capacity(machine)
     shop = Shop(
@@ -245,33 +148,21 @@ def _gather(config: Config, home: Home, files: _Files) -> Facts:
         features=("wasm",) if config.sell.enabled else (),
         agent=_agent(),
     )
-    allocs, closings = _read_chain(files)
+    peer = files.key.peer
+    past = read_past(peer, NET, (e for e in files.ledger.chain(peer) if e.content.net == NET))
     return Facts(
         peer=files.key.peer,
         policy=policy,
         seed=randbits(64),
-        head=files.ledger.head(files.key.peer, NET),
+        past=past,
+        books=read_books(peer, Accounts(NET), files.ledger.entries()),
+        is_confirmed=files.is_new_key and past.head.seq == 0,
         records=tuple(files.journal.tasks(policy.tasks_ended_max)),
         tenancies=tuple(files.journal.tenancies()),
-        allocs=tuple(entry.encode() for entry in allocs.values()),
-        closings=tuple(entry.encode() for entry in closings),
         epoch=files.epoch,
         epoch_ms=time_ns() // 10**6 - int(trio.current_time() * 1000),
         shop=shop,
     )
-
-
-def _read_chain(files: _Files) -> tuple[Mapping[Key, Entry], deque[Entry]]:
-    """Our awards that nothing has closed, and the newest closings: one pass, however long it is."""
-    closings: deque[Entry] = deque(maxlen=CLOSINGS_MAX)
-
-    def passing() -> Iterator[Entry]:
-        for entry in files.ledger.chain(files.key.peer):
-            if entry.content.kind in (Kind.SETTLE, Kind.VOID):
-                closings.append(entry)
-            yield entry
-
-    return open_allocs(passing()), closings
 
 
 def _record_crash(home: Home, facts: Facts, driver: Driver) -> None:
@@ -288,7 +179,12 @@ def _record_crash(home: Home, facts: Facts, driver: Driver) -> None:
 
 
 async def _serve(
-    config: Config, home: Home, files: _Files, kernel: Kernel, driver: Driver, announce: Announce
+    config: Config,
+    home: Home,
+    files: Belongings,
+    kernel: Kernel,
+    driver: Driver,
+    announce: Announce,
 ) -> None:
     async with AsyncExitStack() as stack:
         alarm = _Alarm()
@@ -352,7 +248,7 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
-def _boast(config: Config, files: _Files, kernel: Kernel) -> dict[str, object]:
+def _boast(config: Config, files: Belongings, kernel: Kernel) -> dict[str, object]:
     """What a person wants to read first, beside where the node listens."""
     return {
         "key": str(files.key_path),
@@ -381,7 +277,7 @@ class _Alarm:
 
 
 def _replicate(
-    config: Config, files: _Files, kernel: Kernel, driver: Driver, alarm: _Alarm
+    config: Config, files: Belongings, kernel: Kernel, driver: Driver, alarm: _Alarm
 ) -> Replication:
     """What keeps our ledger equal to the others'; it begins to when it has a network."""
     tally: Counter[str] = Counter()
@@ -391,7 +287,7 @@ def _replicate(
         rumours=Rumours(files.index, tally),
         peer=files.key.peer,
         head=kernel.head,
-        is_new_key=files.is_new_key,
+        is_confirmed=kernel.is_confirmed,
         post=driver.post,
         alarm=alarm.ring,
         rng=Random(),  # noqa: S311  (jitter, nothing secret)
@@ -406,7 +302,7 @@ def _replicate(
 async def _join(
     config: Config,
     home: Home,
-    files: _Files,
+    files: Belongings,
     driver: Driver,
     alarm: _Alarm,
     replication: Replication,
@@ -448,7 +344,7 @@ async def _join(
             announce=settings.announce,
             bootstrap=settings.bootstrap,
             mdns=settings.mdns,
-            psk=_read_psk(settings.psk_file),
+            psk=read_psk(settings.psk_file),
             state_folder=home.state,
             agent=_agent(),
         ),
@@ -461,17 +357,6 @@ async def _join(
     ) as network:
         met.append(network)
         yield network
-
-
-def _read_psk(path: str) -> str | None:
-    if not path:
-        return None
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "network.psk_file", f"{path}: {error}", "name a file with 64 hex digits"
-        ) from None
 
 
 async def _open_doors(

@@ -56,6 +56,10 @@ _FORKED_US = (
     "was an old backup restored, or does another node run with this key? stop that one; then move"
     " the key file away, and start as a new node: what the old key owes stays owed",
 )
+_BEHIND_US = (
+    "others hold entries that this node signed and has lost: nobody told in time",
+    "start it again: it takes them up",
+)
 T = TypeVar("T")
 
 
@@ -96,7 +100,8 @@ class Replication:
     peer: PeerId
     head: Head
     """Where our own chain ended when the node started."""
-    is_new_key: bool
+    is_confirmed: bool
+    """Whether nobody has to be asked where it ends: a key that this very start made."""
     post: Callable[[Event], Awaitable[None]]
     alarm: Callable[[MeshError], None]
     """Ends the node."""
@@ -117,7 +122,6 @@ class Replication:
     _something_to_say: trio.Event = field(factory=trio.Event, init=False)
     _unseen: deque[Entry] = field(factory=lambda: deque(maxlen=OUTBOX_MAX), init=False)
     _something_to_see: trio.Event = field(factory=trio.Event, init=False)
-    _is_confirmed: bool = field(default=False, init=False)
     _is_cold: bool = field(default=False, init=False)
     """We had nothing, and nobody has told us all yet."""
     _is_unchecked: bool = field(default=True, init=False)
@@ -289,6 +293,8 @@ class Replication:
                 self._publish(wire)
         if any(fork.author == self.peer for fork in forks):
             self.alarm(Stopped(*_FORKED_US))
+        elif self.is_confirmed and any(entry.content.author == self.peer for entry in news):
+            self.alarm(Stopped(*_BEHIND_US))
         ours = [entry.encode() for entry in news if self._concerns_us(entry)]
         forked = tuple(fork.author for fork in forks)
         for at in range(0, max(len(ours), bool(forked)), LEARNED_MAX):
@@ -296,10 +302,8 @@ class Replication:
             forked = ()
 
     def _concerns_us(self, entry: Entry) -> bool:
-        body = entry.content
-        if body.author == self.peer:
-            return self._is_confirmed  # before, they are what `_confirm` tells of
-        return body.peer == self.peer or body.kind is Kind.KEYOP
+        body = entry.content  # what we wrote ourselves, `_confirm` tells of
+        return body.author != self.peer and (body.peer == self.peer or body.kind is Kind.KEYOP)
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -352,13 +356,9 @@ class Replication:
         """Learn from others where our chain ends, before anything is signed on it.
 
         A backup that was restored has forgotten what was signed since: to go on from there would
-        fork us. A key that was made by this very start has nothing to forget.
+        fork us.
         """
-        if self.is_new_key and self.head.seq == 0:
-            self._is_confirmed = True
-            await self.post(ChainConfirmed(()))
-            return
-        lost = None
+        lost: tuple[bytes, ...] | None = () if self.is_confirmed else None
         while lost is None:
             await self._wait_for_company()
             lost = await self._ask_for_our_chain()
@@ -418,7 +418,7 @@ class Replication:
         seqs = [self.head.seq - 1, *(entry.content.seq for entry in lost)]
         if any(after != before + 1 for before, after in pairwise(seqs)):
             return None
-        self._is_confirmed = True
+        self.is_confirmed = True
         return tuple(entry.encode() for entry in lost)
 
     # --- repair -------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from ledger_deals import ALICE, BOB, Chain
 from market_players import NET, POLICY, SHOP, order
 from node_hands import PATIENCE_S, WITNESS, Hands, open_hands, until, work_in
 
-from ledger.chain import Head
 from mesh import desk as desks
 from mesh.api.door import BidRequest
 from mesh.api.faults import Closed
@@ -26,6 +25,7 @@ from mesh.identity.keys import NodeKey, identity
 from mesh.ids import EntryId, PeerId, TaskId
 from mesh.kernel import Kernel
 from mesh.market.order import State, TaskRecord
+from mesh.market.own_chain import read_past
 from mesh.notices import Progressed
 from mesh.storage.blocks import MemoryBlocks
 from mesh.storage.disk import DiskBlocks
@@ -62,7 +62,7 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
             identity(KEY),
             POLICY,
             Random(1),
-            head=Head.start(KEY.peer, NET),
+            past=read_past(KEY.peer, NET, ()),
             epoch=1,
             epoch_ms=0,
             shop=SHOP,
