@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from process_nodes import Node
 
 from ledger.holdings import Holding, Total
+from ledger.model import Kind
 from ledger.state import fold
 from ledger.store import Store
 from mesh.ids import parse_peer
@@ -42,3 +43,8 @@ def chain_of(node: Node, author: str) -> Holding:
 def counter(node: Node, name: str) -> int:
     """A statistic of the node; 0 if it never happened."""
     return int(node.client.status().counters.get(name, 0))
+
+
+def kinds_in(node: Node) -> set[Kind]:
+    with open_ledger(node) as store:
+        return {entry.content.kind for entry in store.entries()}
