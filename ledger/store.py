@@ -24,6 +24,7 @@ from ledger import keys, schema
 from ledger.chain import Head, check_link, origin, rotated_to
 from ledger.database import BUSY_WAIT_S
 from ledger.database import RESTORE as _RESTORE
+from ledger.database import snapshot as _snapshot
 from ledger.database import telling_why as _telling_why
 from ledger.database import transaction as _transaction
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
@@ -223,6 +224,10 @@ class Store:
 
         Raises Corruption, which names the first entry that is not what was stored.
         """
+        with _telling_why(), _snapshot(self._db):
+            return self._scan(verify)
+
+    def _scan(self, verify: Verify) -> int:
         with _telling_why():
             (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
             if verdict != "ok":
