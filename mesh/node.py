@@ -28,18 +28,21 @@ from attrs import define, evolve, field, frozen
 
 import mesh
 from ledger.errors import BadEntry, BrokenChain, LedgerError
-from ledger.model import Entry, Kind
+from ledger.merge import Merger
+from ledger.model import TERMED, Entry, Kind
 from ledger.store import Store
 from mesh import codec
 from mesh.api.monitor import open_monitor
 from mesh.api.server import open_api
+from mesh.auditor import Auditor
+from mesh.bookkeeper import Bookkeeper, Tier, earned_by
 from mesh.broadcast import Broadcast
 from mesh.config import Config
-from mesh.desk import Desk, earned_by
+from mesh.desk import Desk
 from mesh.driver import Driver
 from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Unavailable
 from mesh.identity.keys import NodeKey, identity, load, load_or_create
-from mesh.ids import PeerId, format_peer
+from mesh.ids import NET, PeerId, format_peer
 from mesh.kernel import Kernel
 from mesh.market.accounts import CLOSINGS_MAX, Key, open_allocs
 from mesh.market.bidding import Shop
@@ -48,6 +51,7 @@ from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
 from mesh.network.network import BLOCKS, Network, NetworkConfig, open_network
 from mesh.paths import Home
 from mesh.performer import Performer
+from mesh.rerun import Rerunner
 from mesh.resources.probe import Probe, ThisMachine, watch
 from mesh.runtime.execution import Workshop
 from mesh.runtime.supervisor import open_supervisor
@@ -60,8 +64,6 @@ from mesh.upkeep import advertise, sweep
 
 _log = logging.getLogger("mesh.node")
 
-NET = b"mesh/1\0\0"
-"""The network's name in every ledger entry, 8 bytes."""
 SPEED = 500_000
 """Fuel per ms and core that a node claims before its own runs have corrected it."""
 LEAVE_S = 2.0
@@ -150,6 +152,8 @@ class _Files:
     ledger: Store
     reader: Store
     """The same file, for whoever reads for long."""
+    merger: Merger
+    """The same file, for whoever brings entries from elsewhere."""
     blocks: DiskBlocks
     scratch: Path
     epoch: int
@@ -184,11 +188,14 @@ def _open_all(config: Config, home: Home, stack: ExitStack) -> _Files:
     blocks.put(EMPTY_FILE, b"")  # what most runs leave: never worth a fetch
     blocks.put(EMPTY_DIR, EMPTY_DIR_BLOCK)
     journal = stack.enter_context(open_journal(home.state / "node.sqlite"))
-    ledger, reader = [
-        stack.enter_context(Store.open(home.state / "ledger.sqlite")) for _ in range(2)
+    ledger, reader, writer = [
+        stack.enter_context(Store.open(home.state / "ledger.sqlite")) for _ in range(3)
     ]
+    merger = stack.enter_context(Merger(writer))
     epoch = journal.next_epoch()
-    return _Files(key, is_new_key, key_path, journal, ledger, reader, blocks, scratch, epoch)
+    return _Files(
+        key, is_new_key, key_path, journal, ledger, reader, merger, blocks, scratch, epoch
+    )
 
 
 def _lock(key_path: Path) -> int:
@@ -256,9 +263,10 @@ def _read_chain(files: _Files) -> tuple[Mapping[Key, Entry], deque[Entry]]:
 
     def passing() -> Iterator[Entry]:
         for entry in files.ledger.chain(files.key.peer):
-            if entry.content.kind is not Kind.ALLOC:
+            if entry.content.kind in (Kind.SETTLE, Kind.VOID):
                 closings.append(entry)
-            yield entry
+            if entry.content.kind in TERMED:
+                yield entry
 
     return open_allocs(passing()), closings
 
@@ -300,6 +308,18 @@ async def _serve(
         workshop = Workshop(files.blocks, supervisor, performer.bring, files.scratch)
         performer.workshop = workshop
         performer.earned = earned_by(files.key.peer, files.ledger.entries())
+        reading = trio.CapacityLimiter(1)
+        bookkeeper = Bookkeeper(
+            me=files.key.peer,
+            ledger=files.reader,
+            reading=reading,
+            merger=files.merger,
+            driver=driver,
+            credit=None,
+            tier=Tier(),
+        )
+        rerunner = Rerunner(files.key.peer, files.blocks, workshop, performer.fetch)
+        auditor = Auditor(files.key.peer, files.reader, reading, rerunner)
         desk = Desk(
             kernel=kernel,
             driver=driver,
@@ -309,7 +329,8 @@ async def _serve(
             network=network,
             blocks=files.blocks,
             quota=config.storage.quota,
-            ledger=files.reader,
+            bookkeeper=bookkeeper,
+            auditor=auditor,
             scratch=files.scratch,
             agent=_agent(),
             started_at=trio.current_time(),
