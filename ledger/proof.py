@@ -113,6 +113,32 @@ class Tree:
         return node_hash(self._node(low, middle), self._node(middle, high))
 
 
+@frozen
+class Frontier:
+    """The right edge of a tree: its root and how it grows, in 32 bytes for each bit of its size."""
+
+    size: int = 0
+    peaks: tuple[bytes, ...] = ()
+    """The nodes over its full subtrees, the largest first."""
+
+    def appended(self, leaf: bytes) -> Frontier:
+        """With *leaf* as the next one."""
+        peaks, node, size = list(self.peaks), leaf_hash(leaf), self.size
+        while size & 1:
+            node = node_hash(peaks.pop(), node)
+            size >>= 1
+        return Frontier(self.size + 1, (*peaks, node))
+
+    def root(self) -> bytes:
+        """The same as that of a `Tree` of these leaves."""
+        if not self.peaks:
+            return EMPTY
+        *rest, node = self.peaks
+        for peak in reversed(rest):
+            node = node_hash(peak, node)
+        return node
+
+
 def is_included(leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> bool:
     """Whether *path* proves *leaf* at *index* of the tree of *size*: RFC 9162 section 2.1.3.2."""
     if not 0 <= index < size or not _are_hashes(path, PATH_MAX):

@@ -14,7 +14,7 @@ from collections.abc import (
 )
 from itertools import islice
 from time import time_ns
-from typing import Protocol, TypeVar, assert_never
+from typing import TypeVar, assert_never
 
 import trio
 from attrs import define, field, frozen
@@ -34,6 +34,7 @@ from mesh.api.door import ForkView, Form, Intake, LedgerView, LineView, Piece, R
 from mesh.driver import Driver
 from mesh.errors import NotFound, Refused
 from mesh.ids import Cid, EntryId, PeerId, TaskId, format_peer, format_task
+from mesh.market.credit import Credit
 from mesh.sansio import Learned, LineSet
 from mesh.tier import promise
 
@@ -47,22 +48,6 @@ REPLICATION = ("ledger_", "merge_", "replication_", "sync_")
 """How the counters of replication begin."""
 
 T = TypeVar("T")
-
-
-class Credit(Protocol):
-    """What the kernel knows of debts, lines and frauds: µcr."""
-
-    @property
-    def earned(self) -> int: ...
-
-    @property
-    def frozen(self) -> frozenset[PeerId]:
-        """Whom this node sells to no more."""
-        ...
-
-    def exposures(self) -> Mapping[PeerId, tuple[int, int, int]]:
-        """Of each buyer: what it owes us, what it has reserved with us, and its line."""
-        ...
 
 
 @frozen
@@ -89,8 +74,7 @@ class Bookkeeper:
     merger: Merger
     """With a store of its own."""
     driver: Driver
-    credit: Credit | None
-    """None while nobody keeps lines."""
+    credit: Credit
     tier: Tier
     _merging: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
 
@@ -99,9 +83,7 @@ class Bookkeeper:
         entries = await self._read(lambda: self.ledger.newest(limit, task))
         return [view_of(entry) for entry in entries]
 
-    async def status(
-        self, posted: int, pending: int, earned: int, counters: Mapping[str, int]
-    ) -> LedgerView:
+    async def status(self, posted: int, pending: int, counters: Mapping[str, int]) -> LedgerView:
         """What is held; *counters* are all of the node's."""
         holdings = await self._read(self.ledger.holdings)
         total = await self._read(self.ledger.total)
@@ -116,20 +98,17 @@ class Bookkeeper:
             entries=total.count,
             chains=sum(holding.author != b"" for holding in holdings),
             forked=tuple(sorted(forked)),
-            frozen=tuple(sorted(self.credit.frozen)) if self.credit else (),
+            frozen=tuple(sorted(self.credit.frozen)),
             posted=posted,
             pending=pending,
-            earned=earned,
+            earned=self.credit.earned,
             counters=tuple(sorted(told.items())),
         )
 
     def lines(self) -> Sequence[LineView]:
         """Every buyer with a line or a debt here."""
-        if self.credit is None:
-            return ()
-        frozen_out = self.credit.frozen
         return [
-            LineView(buyer, owed, reserved, limit, buyer in frozen_out)
+            LineView(buyer, owed, reserved, limit, self.credit.is_frozen(buyer))
             for buyer, (owed, reserved, limit) in sorted(self.credit.exposures().items())
         ]
 
@@ -404,13 +383,3 @@ def _says(body: Body) -> str:
 def show_limit(limit: int) -> str:
     """A credit line for people."""
     return "no limit" if limit == Line.NO_LIMIT else units.show_money(limit)
-
-
-def earned_by(seller: PeerId, entries: Iterable[Entry]) -> int:
-    """µcr settled in favour of *seller*."""
-    bodies = (entry.content for entry in entries)
-    return sum(
-        body.deal.amount
-        for body in bodies
-        if body.kind is Kind.SETTLE and body.deal.seller == seller
-    )

@@ -46,6 +46,7 @@ from mesh.ids import (
 )
 from mesh.kernel import Kernel
 from mesh.market.order import Order, State, TaskRecord
+from mesh.market.own_chain import UNCONFIRMED
 from mesh.messages import Work
 from mesh.network.network import Network
 from mesh.performer import Performer, task_pin
@@ -225,7 +226,7 @@ class Desk:
             peers=len(self.network.connected()),
             posted=head.posted,
             pending=head.pending,
-            earned=self._earned(),
+            earned=self.kernel.credit.earned,
             tier=self.bookkeeper.tier.promise(),
             storage="embedded",
             counters=tuple(sorted(self._counters().items())),
@@ -278,9 +279,7 @@ class Desk:
     async def ledger(self) -> LedgerView:
         """What is held, and by what promise."""
         head = self.kernel.head
-        return await self.bookkeeper.status(
-            head.posted, head.pending, self._earned(), self._counters()
-        )
+        return await self.bookkeeper.status(head.posted, head.pending, self._counters())
 
     def forks(self) -> AsyncIterator[ForkView]:
         """One proof for each who forked."""
@@ -299,12 +298,10 @@ class Desk:
         return self.bookkeeper.lines()
 
     async def set_line(self, buyer: PeerId, limit: int) -> None:
-        """Raises Refused."""
+        """Raises Refused, Unavailable."""
+        if not self.kernel.is_confirmed:
+            raise Unavailable(UNCONFIRMED)
         await self.bookkeeper.set_line(buyer, limit)
-
-    def _earned(self) -> int:
-        credit = self.bookkeeper.credit
-        return self.performer.earned if credit is None else credit.earned
 
     # --- files ----------------------------------------------------------------------------------
 

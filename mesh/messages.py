@@ -193,6 +193,28 @@ class Renewed:
 
 
 @frozen
+class Slice:
+    """Holder to grantor: this much was burnt so far; sign for it (USE terms, signed by the seller).
+
+    A run goes on only so far beyond what its buyer has signed for.
+    """
+
+    task: TaskId
+    fence: int
+    terms: bytes
+    signature: bytes
+
+
+@frozen
+class Sliced:
+    """Grantor to holder: signed; the USE entry."""
+
+    task: TaskId
+    fence: int
+    entry: bytes
+
+
+@frozen
 class Revoked:
     """Grantor to holder: you hold nothing (any more); stop."""
 
@@ -264,5 +286,7 @@ Message: TypeAlias = (
     | Done
     | Lost
     | Settled
+    | Slice
+    | Sliced
 )
 """Everything that may arrive from a peer on the message stream."""

@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -29,13 +28,13 @@ from attrs import define, evolve, field, frozen
 import mesh
 from ledger.errors import BadEntry, BrokenChain, LedgerError
 from ledger.merge import Merger
-from ledger.model import TERMED, Entry, Kind
+from ledger.state import Accounts
 from ledger.store import Store
 from mesh import codec
 from mesh.api.monitor import open_monitor
 from mesh.api.server import open_api
 from mesh.auditor import Auditor
-from mesh.bookkeeper import Bookkeeper, Tier, earned_by
+from mesh.bookkeeper import Bookkeeper, Tier
 from mesh.broadcast import Broadcast
 from mesh.config import Config
 from mesh.desk import Desk
@@ -44,8 +43,9 @@ from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Unavailab
 from mesh.identity.keys import NodeKey, identity, load, load_or_create
 from mesh.ids import NET, PeerId, format_peer
 from mesh.kernel import Kernel
-from mesh.market.accounts import CLOSINGS_MAX, Key, open_allocs
 from mesh.market.bidding import Shop
+from mesh.market.credit import read_books
+from mesh.market.own_chain import read_past
 from mesh.market.policy import Policy
 from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
 from mesh.network.network import BLOCKS, Network, NetworkConfig, open_network
@@ -241,34 +241,21 @@ def _gather(config: Config, home: Home, files: _Files) -> Facts:
         features=("wasm",) if config.sell.enabled else (),
         agent=_agent(),
     )
-    allocs, closings = _read_chain(files)
+    peer = files.key.peer
+    past = read_past(peer, NET, (e for e in files.ledger.chain(peer) if e.content.net == NET))
     return Facts(
         peer=files.key.peer,
         policy=policy,
         seed=randbits(64),
-        head=files.ledger.head(files.key.peer, NET),
+        past=past,
+        books=read_books(peer, Accounts(NET), files.ledger.entries()),
+        is_confirmed=True,
         records=tuple(files.journal.tasks(policy.tasks_ended_max)),
         tenancies=tuple(files.journal.tenancies()),
-        allocs=tuple(entry.encode() for entry in allocs.values()),
-        closings=tuple(entry.encode() for entry in closings),
         epoch=files.epoch,
         epoch_ms=time_ns() // 10**6 - int(trio.current_time() * 1000),
         shop=shop,
     )
-
-
-def _read_chain(files: _Files) -> tuple[Mapping[Key, Entry], deque[Entry]]:
-    """Our awards that nothing has closed, and the newest closings: one pass, however long it is."""
-    closings: deque[Entry] = deque(maxlen=CLOSINGS_MAX)
-
-    def passing() -> Iterator[Entry]:
-        for entry in files.ledger.chain(files.key.peer):
-            if entry.content.kind in (Kind.SETTLE, Kind.VOID):
-                closings.append(entry)
-            if entry.content.kind in TERMED:
-                yield entry
-
-    return open_allocs(passing()), closings
 
 
 def _record_crash(home: Home, facts: Facts, driver: Driver) -> None:
@@ -307,7 +294,6 @@ async def _serve(
         )
         workshop = Workshop(files.blocks, supervisor, performer.bring, files.scratch)
         performer.workshop = workshop
-        performer.earned = earned_by(files.key.peer, files.ledger.entries())
         reading = trio.CapacityLimiter(1)
         bookkeeper = Bookkeeper(
             me=files.key.peer,
@@ -315,7 +301,7 @@ async def _serve(
             reading=reading,
             merger=files.merger,
             driver=driver,
-            credit=None,
+            credit=kernel.credit,
             tier=Tier(),
         )
         rerunner = Rerunner(files.key.peer, files.blocks, workshop, performer.fetch)

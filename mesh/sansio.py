@@ -151,6 +151,7 @@ Timer: TypeAlias = Literal[
     "expire",
     "orphan",
     "answer",
+    "claim",
     "accounts",
     "offer",
 ]

@@ -293,6 +293,8 @@ def notice(numbered: Numbered) -> notice_pb2.Notice:
             return notice_pb2.Notice(seq=seq, progressed=progress)
         case notices.Hosted() as it:
             return notice_pb2.Notice(seq=seq, hosted=_hosted(it))
+        case notices.Forked(peer):
+            return notice_pb2.Notice(seq=seq, forked=notice_pb2.Forked(peer=_peer(peer)))
         case never:
             assert_never(never)
 

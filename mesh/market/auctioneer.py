@@ -12,15 +12,15 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from random import Random
 
 from attrs import evolve
 
-from ledger.chain import Head
 from ledger.model import Entry
 from mesh.ids import EntryId, PeerId, TaskId, short_peer
-from mesh.market.accounts import Accounts, Key
+from mesh.market.accounts import Accounts
+from mesh.market.billing import Billing
 from mesh.market.lease import Clock
 from mesh.market.offers import Heard, OfferBook
 from mesh.market.order import (
@@ -30,6 +30,7 @@ from mesh.market.order import (
     bid_answer,
     refusal_answer,
 )
+from mesh.market.own_chain import OwnChain, Past
 from mesh.market.policy import Policy
 from mesh.market.recovery import recovered
 from mesh.market.register import Register
@@ -47,7 +48,6 @@ from mesh.messages import (
     Refusal,
     Renew,
     Renewed,
-    Revoked,
 )
 from mesh.notices import Asked, Awarded, Progressed
 from mesh.sansio import Action, Collect, Identity, Notify, PersistTask, Send, WakeAt, Woken
@@ -66,13 +66,13 @@ class Auctioneer:
         rng: Random,
         book: OfferBook,
         *,
-        head: Head,
+        own: OwnChain,
+        past: Past,
         records: Sequence[TaskRecord],
-        allocs: Mapping[Key, Entry],
-        closings: Sequence[Entry],
     ) -> None:
-        self.accounts = Accounts(identity, policy, head, allocs, closings)
+        self.accounts = Accounts(identity, policy, own, past)
         self._register = Register(policy, recovered(records, self.accounts))
+        self.billing = Billing(self.accounts, self._register, clock)
         self.records = self._register.records
         self._sales = self._register.sales
         self.calibration = Calibration()
@@ -89,7 +89,7 @@ class Auctioneer:
         """Why no further task can be admitted, or the empty string."""
         if self._register.is_full:
             return f"{self._policy.tasks_open_max} tasks are open at this node already"
-        return self.accounts.why_not(reserve=0)
+        return self.accounts.why_full()
 
     # --- clients --------------------------------------------------------------------------------
 
@@ -101,6 +101,18 @@ class Auctioneer:
             if not record.state.is_final:
                 actions += self._resume(record, newest.get(record.order.task, 0), now)
         return [*actions, self.accounts.timer(now)]
+
+    def confirmed(self, lost: Sequence[Entry], now: float) -> list[Action]:
+        """Our chain ends where we know: take up what was *lost* of it, and whatever waited."""
+        for entry in lost:
+            self.accounts.take_up(entry)
+        actions = self._register.correct(recovered(self.records.values(), self.accounts))
+        newest = self.accounts.newest_fences()
+        for task in self._register.waiting():
+            record = self.records[task]
+            self.records[task] = evolve(record, round=max(record.round, newest.get(task, 0)))
+            actions += self._open_soon(task, now)
+        return actions
 
     def submit(self, order: Order, now: float) -> list[Action]:
         """Admit a task and auction it at once. A known task is left as it is."""
@@ -186,7 +198,7 @@ class Auctioneer:
         """Extend the lease from now, or say that there is none."""
         record = self._register.held_by(peer, renew.task, renew.fence)
         if record is None or record.state not in (State.AWARDED, State.RUNNING):
-            return [self._revoke(peer, renew.task, renew.fence)]
+            return [self.billing.revoke(peer, renew.task, renew.fence)]
         actions = self._run(record, "renewed") if record.state is State.AWARDED else []
         record = self.records[renew.task]
         if renew.fuel > record.fuel:
@@ -206,14 +218,16 @@ class Auctioneer:
             return [Send(peer, closing)]
         record = self._register.held_by(peer, done.task, done.fence)
         if record is None or not self.accounts.is_open(peer, key):
-            return [self._revoke(peer, done.task, done.fence)]
+            return [self.billing.revoke(peer, done.task, done.fence)]
         self.accounts.check(peer, done)
+        if not self.accounts.is_writable:
+            return []
         sale = self._sales.get(done.task)
         if sale is None:
             is_cancelled = (record.state, done.result.status) == (State.CANCELLED, CANCELLED)
             if is_cancelled or done.result == record.result:
                 return self._settle(record, done, now)
-            return [self._revoke(peer, done.task, done.fence)]
+            return [self.billing.revoke(peer, done.task, done.fence)]
         if sale.done is not None:
             return []
         sale.done = done
@@ -239,8 +253,10 @@ class Auctioneer:
         if closing:
             return [Send(peer, closing)]
         actions = self.accounts.void(peer, lost, self._clock.wall_ms(now))
+        if not self.accounts.is_writable:
+            return []  # it asks again
         if not actions:
-            return [self._revoke(peer, lost.task, lost.fence)]
+            return [self.billing.revoke(peer, lost.task, lost.fence)]
         record = self._register.held_by(peer, lost.task, lost.fence)
         if record and record.state in (State.AWARDED, State.RUNNING):
             actions += self._lose(lost.task, lost.reason, now)
@@ -298,13 +314,6 @@ class Auctioneer:
         reason = f"deadline passed {record.state}"
         return self._finish(task, State.FAILED, f"{reason}: {record.reason}".rstrip(": "))
 
-    def accounts_due(self, now: float) -> list[Action]:
-        """Remind the sellers of awards that came to nothing: who does not run it declines it."""
-        return [
-            *self.accounts.reminders(self._register.executors()),
-            self.accounts.timer(now),
-        ]
-
     # --- supporting: rounds ---------------------------------------------------------------------
 
     def _resume(self, record: TaskRecord, newest: int, now: float) -> list[Action]:
@@ -340,6 +349,8 @@ class Auctioneer:
         record, sale = self.records[task], self._sales[task]
         if now >= sale.deadline_at:
             return self._finish(task, State.FAILED, f"deadline passed: {record.reason}")
+        if not self.accounts.is_writable:
+            return self._wait(task, self.accounts.why_not(0), now)
         peers = self._book.candidates(
             record.order.work,
             self._policy.width(sale.misses),
@@ -396,7 +407,7 @@ class Auctioneer:
         sale.winners += 1
         sale.promise = best.bid.p_on_time
         key, wall_ms = (task, record.round), self._clock.wall_ms(now)
-        entry, appended = self.accounts.alloc(key, best.bid, wall_ms)
+        entry, signed = self.accounts.alloc(key, best.bid, wall_ms)
         alloc = EntryId(entry.id)
         sale.award = Award(task, record.round, entry.encode(), self._policy.ttl_ms)
         hold_ms = min(best.bid.hold_ms, self._policy.hold_ms)
@@ -415,7 +426,7 @@ class Auctioneer:
         )
         return [
             PersistTask(record),
-            appended,
+            *signed,
             Send(winner, sale.award),
             Notify(Awarded(task, record.fence, winner, best.price, best.why_best, alloc)),
             self._award_timer(task, record.fence, now),
@@ -477,24 +488,11 @@ class Auctioneer:
         reason = done.result.detail or f"exit code {done.result.exit_code}"
         return [*self._finish(task, state, reason), *paid]
 
-    def _revoke(self, peer: PeerId, task: TaskId, fence: int) -> Action:
-        """Why *peer* holds nothing, and whether it is owed for what it burnt."""
-        closing = self.accounts.closing(peer, (task, fence))
-        if closing:
-            return Send(peer, closing)
-        record = self._register.held_by(peer, task, fence)
-        if record is None:
-            known = "superseded by a newer award" if task in self.records else "unknown task"
-            return Send(peer, Revoked(task, fence, known, is_owed=False))
-        # Whoever takes a task back pays what it burnt; who missed the deadline is owed nothing.
-        is_owed = record.state is State.CANCELLED and self.accounts.is_open(peer, (task, fence))
-        return Send(peer, Revoked(task, fence, f"the task is {record.state}", is_owed=is_owed))
-
     def _finish(self, task: TaskId, state: State, reason: str) -> list[Action]:
         """End the task; whoever still runs it is told, and whether it is owed for that."""
         record = self.records[task]
         actions = self._register.end(task, state, reason)
         executor, fence = record.executor, record.fence
         if record.settle is None and executor and self.accounts.is_open(executor, (task, fence)):
-            actions.append(self._revoke(executor, task, fence))
+            actions.append(self.billing.revoke(executor, task, fence))
         return actions

@@ -46,6 +46,15 @@ class Policy:
     """First repetition of an unanswered Done or Lost; doubles up to resend_max_ms."""
     resend_max_ms: int = 60_000
 
+    credit_line: int = 1_000_000_000
+    """µcr that a buyer may owe us and have reserved with us, unless its own line says otherwise."""
+    slices: int = 8
+    """A long task is signed for in at most about this many parts…"""
+    slice_at_least: int = 100_000
+    """…of so many µcr or more: what a seller works for beyond what its buyer has signed for."""
+    claim_ms: int = 600_000
+    """A bill or a slice that stays unsigned so long is claimed on the seller's own word."""
+
     offers_max: int = 1_024
     tasks_open_max: int = 1_024
     tasks_ended_max: int = 1_024

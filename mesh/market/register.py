@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from attrs import evolve
 
@@ -78,6 +78,18 @@ class Register:
         record = evolve(record, reason=record.reason[:REASON_MAX])
         self.records[record.order.task] = record
         return [PersistTask(record), Notify(moved(record))]
+
+    def correct(self, records: Iterable[TaskRecord]) -> list[Action]:
+        """Put in order what the ledger knows better than a record does."""
+        actions: list[Action] = []
+        for record in records:
+            task = record.order.task
+            if record == self.records[task]:
+                continue
+            self.records[task] = record
+            is_over = record.state.is_final and task in self.sales
+            actions += self.end(task, record.state, record.reason) if is_over else self.move(record)
+        return actions
 
     def end(self, task: TaskId, state: State, reason: str) -> list[Action]:
         """Close the sale for good; the oldest ended record makes room."""

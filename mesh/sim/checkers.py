@@ -16,7 +16,7 @@ from attrs import define
 
 from ledger.chain import Head, check_entry, check_link
 from ledger.errors import LedgerError
-from ledger.model import Body, Entry, Kind
+from ledger.model import KINDS_KNOWN, Body, Entry, Kind
 from ledger.state import fold
 from mesh.ids import PeerId, TaskId, format_task
 from mesh.market.order import State, TaskRecord
@@ -235,6 +235,8 @@ class Checkers:
         """L2: no money is pending for nothing, and each seller has the receipt of its work."""
         chain = self._chains[node.index]
         for body in chain.bodies.values():
+            if body.kind not in (Kind.ALLOC, Kind.SETTLE):
+                continue
             seller = self._nodes.get(PeerId(body.peer))
             if seller is None or not seller.is_up:
                 continue
@@ -289,15 +291,16 @@ class Checkers:
     def _extend(self, node: Node, entry: Entry) -> None:
         chain = self._chains[node.index]
         body = entry.content
-        alloc = None if body.kind is Kind.ALLOC else chain.bodies.get(body.deal.ref)
+        alloc = chain.bodies.get(body.ref)
         try:
-            check_entry(entry, self._keyring.verify)
+            check_entry(entry, self._keyring.verify, KINDS_KNOWN)
             chain.head = check_link(chain.head, entry, alloc)
         except LedgerError as error:
             raise Violation("S3", f"node {node.index}, entry {body.seq}: {error}") from error
         chain.ids[body.seq] = entry.id
         chain.bodies[entry.id] = body
-        if alloc is not None and chain.resolved.setdefault(alloc.id, entry.id) != entry.id:
+        closed_by = chain.resolved.setdefault(body.ref, entry.id) if _closes(body) else entry.id
+        if closed_by != entry.id:
             raise Violation("S10", f"node {node.index} closed one award twice")
 
     def _check_record(self, node: Node, record: TaskRecord) -> None:
@@ -319,3 +322,7 @@ class Checkers:
         ended = self._ended.get((task, record.fence))
         if record.result.status != "cancelled" and record.result != ended:
             raise Violation("S10", f"{told}: its result is not that of run {record.fence}")
+
+
+def _closes(body: Body) -> bool:
+    return body.kind in (Kind.SETTLE, Kind.VOID)

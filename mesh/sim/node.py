@@ -20,6 +20,7 @@ from mesh.notices import Notice
 from mesh.sansio import (
     Action,
     AppendEntry,
+    ChainConfirmed,
     Collect,
     Collected,
     ContinueRun,
@@ -178,6 +179,8 @@ class Node:
         )
         self._boot = _Boot(kernel, clock, self._build_runtime(rng), clock.origin)
         self.post(Started())
+        if not kernel.is_confirmed:  # as long as it takes to ask some peers
+            self._later(world.now + rng.uniform(0.01, 3.0), lambda: self.post(ChainConfirmed(())))
 
     def crash(self, rng: Random) -> None:
         """Power off: timers, runs and what nobody waited for are gone."""

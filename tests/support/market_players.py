@@ -18,13 +18,15 @@ from attrs import evolve, frozen
 from ledger import chain
 from ledger.chain import Head, check_entry, check_link
 from ledger.keys import terms_message
-from ledger.model import Body, Entry, Terms
+from ledger.model import KINDS_KNOWN, Body, Entry, Terms
+from ledger.state import Accounts
 from mesh import codec
 from mesh.ids import RAW, Cid, EntryId, PeerId, TaskId, cid_of, task_id
 from mesh.kernel import Kernel
-from mesh.market.accounts import open_allocs, recent_closings
 from mesh.market.bidding import Shop
+from mesh.market.credit import read_books
 from mesh.market.order import Order, TaskRecord
+from mesh.market.own_chain import read_past
 from mesh.market.policy import Policy
 from mesh.market.terms import EMPTY_DIR, EMPTY_FILE, alloc_terms, settle_terms, void_terms
 from mesh.messages import (
@@ -189,11 +191,10 @@ class Player:
             self.identity,
             self.policy,
             Random(self.boots),
-            head=self._head,
+            past=read_past(self.peer, NET, self.entries),
+            books=read_books(self.peer, Accounts(NET), [*self.entries, *self.received]),
             records=self._recent(),
             tenancies=tuple(self.tenancies.values()),
-            allocs=open_allocs(self.entries),
-            closings=recent_closings(self.entries),
             epoch=self.boots,
             epoch_ms=WALL_MS,
             shop=self.shop,
@@ -251,12 +252,12 @@ class Player:
                 pass
 
     def _append(self, entry: Entry, is_own: bool) -> None:
-        body = check_entry(entry, self._verify)
+        body = check_entry(entry, self._verify, KINDS_KNOWN)
         if not is_own:
             assert body.peer == self.peer, "somebody else's entry"
             self.received.append(entry)
             return
-        alloc = self._bodies.get(body.deal.ref)
+        alloc = self._bodies.get(body.ref)
         self._head = check_link(self._head, entry, alloc)
         self._bodies[entry.id] = body
         self.entries.append(entry)

@@ -13,13 +13,12 @@ from attrs import evolve
 from market_players import NET, POLICY, SHOP
 from node_hands import PATIENCE_S, WITNESS, Hands, open_hands, until
 
-from ledger.chain import Head
 from ledger.merge import Merger
 from ledger.store import Store
 from mesh.api.door import BidRequest
 from mesh.api.faults import Closed
 from mesh.auditor import Auditor
-from mesh.bookkeeper import Bookkeeper, Credit, Tier
+from mesh.bookkeeper import Bookkeeper, Tier
 from mesh.broadcast import Broadcast
 from mesh.desk import Desk, check_request
 from mesh.driver import Driver
@@ -27,6 +26,7 @@ from mesh.errors import Exhausted, Refused
 from mesh.identity.keys import NodeKey, identity
 from mesh.ids import TaskId
 from mesh.kernel import Kernel
+from mesh.market.own_chain import read_past
 from mesh.notices import Progressed
 from mesh.rerun import Rerunner
 from mesh.storage.blocks import MemoryBlocks
@@ -57,16 +57,14 @@ BID = BidRequest(
 
 
 @asynccontextmanager
-async def open_desk(
-    folder: Path, quota: int = 64 << 20, credit: Credit | None = None
-) -> AsyncIterator[tuple[Desk, Hands]]:
+async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[Desk, Hands]]:
     """A desk whose driver is not driven: nothing is admitted until a test says so."""
     async with open_hands(folder, quota=quota) as hands, AsyncExitStack() as stack:
         kernel = Kernel(
             identity(KEY),
             POLICY,
             Random(1),
-            head=Head.start(KEY.peer, NET),
+            past=read_past(KEY.peer, NET, ()),
             epoch=1,
             epoch_ms=0,
             shop=SHOP,
@@ -75,7 +73,9 @@ async def open_desk(
         merger = stack.enter_context(
             Merger(stack.enter_context(Store.open(folder / "ledger.sqlite")))
         )
-        bookkeeper = Bookkeeper(KEY.peer, hands.ledger, reading, merger, driver, credit, Tier("T1"))
+        bookkeeper = Bookkeeper(
+            KEY.peer, hands.ledger, reading, merger, driver, kernel.credit, Tier("T1")
+        )
         rerunner = Rerunner(KEY.peer, hands.blocks, hands.workshop, hands.performer.fetch)
         auditor = Auditor(KEY.peer, hands.ledger, reading, rerunner)
         yield (
