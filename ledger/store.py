@@ -12,7 +12,7 @@ they hold, and no other reader sees it until `add` brings it again, checked.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from ledger.chain import Head, check_link
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
 from ledger.filed import Filed, better, checked, vouched
 from ledger.glance import Glance
+from ledger.heritage import start
 from ledger.holdings import ChainKey, Holding, Total
 from ledger.keys import Verify, entry_message
 from ledger.model import Body, Entry, Kind
@@ -71,6 +72,24 @@ class Store:
             )
             try:
                 _prepare(db)
+            except BaseException:
+                db.close()
+                raise
+        return Store(db)
+
+    @staticmethod
+    def view(path: Path) -> Store:
+        """The store in the file *path*, for reading alone: it may be in use. Raises LedgerError."""
+        with _telling_why():
+            db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro",
+                uri=True,
+                timeout=BUSY_WAIT_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                _check_format(db)
             except BaseException:
                 db.close()
                 raise
@@ -228,19 +247,38 @@ class Store:
 
         Raises Corruption, which names the first entry that is not what was stored.
         """
-        with _telling_why():
-            (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
-            if verdict != "ok":
-                raise Corruption(f"the ledger file is damaged: {verdict}", _RESTORE)
+        for problem in self.damage(verify):
+            raise problem
+        return self.total().count
+
+    def damage(
+        self, verify: Verify = keys.verify, seen: Callable[[int], None] = lambda _: None
+    ) -> Iterator[Corruption]:
+        """All that is not as it was stored; *seen* hears how many entries were looked at."""
         count = n = 0
-        while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
-            n = rows[-1][0]
-            count += len(rows)
-            for row in rows:
-                self._check_row(row, verify)
-        if count != self.total().count:
-            raise Corruption(f"{count} entries where {self.total().count} are counted", _RESTORE)
-        return count
+        try:
+            with _telling_why():
+                (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+            if verdict != "ok":
+                yield Corruption(f"the ledger file is damaged: {verdict}", _RESTORE)
+            while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
+                n = rows[-1][0]
+                count += len(rows)
+                yield from self._damaged(rows, verify)
+                seen(count)
+            if count != self.total().count:
+                told = f"{count} entries where {self.total().count} are counted"
+                yield Corruption(told, _RESTORE)
+        except Corruption as problem:  # of the file itself: nothing can be read beyond it
+            yield problem
+
+    def _damaged(self, rows: Iterable[_Row], verify: Verify) -> Iterator[Corruption]:
+        for row in rows:
+            try:
+                with _telling_why():
+                    self._check_row(row, verify)
+            except Corruption as problem:
+                yield problem
 
     def _check_own(self, entry: Entry) -> None:
         body = entry.content
@@ -249,7 +287,10 @@ class Store:
             others = (other.content for other in self.resolutions(body.ref))
             if any(o.author == body.author and o.kind in _CLOSING for o in others):
                 raise BrokenChain("the ALLOC is resolved already")
-        check_link(self.head(body.author, body.net), entry, alloc.content if alloc else None)
+        head = self.head(body.author, body.net)
+        if head.seq == 0:
+            head = start(entry, self.entry(body.prev))
+        check_link(head, entry, alloc.content if alloc else None)
 
     def _check_row(self, row: _Row, verify: Verify) -> None:
         n, entry_id, _, _ = row
@@ -464,6 +505,17 @@ def _prepare(db: sqlite3.Connection) -> None:
                 _recount(db, chain)
         db.execute(f"PRAGMA application_id = {_APPLICATION}")
         db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS)}")
+
+
+def _check_format(db: sqlite3.Connection) -> None:
+    """That the file is a ledger in today's form, which `open` makes of an older one."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (known,) = db.execute("PRAGMA user_version").fetchone()
+    if application != _APPLICATION:
+        raise LedgerError("the file is not a ledger", "give another path")
+    if known != len(schema.MIGRATIONS):
+        told = f"the ledger has schema {known}, this program knows {len(schema.MIGRATIONS)}"
+        raise LedgerError(told, "start its node once with this version, or use a newer one")
 
 
 @contextmanager

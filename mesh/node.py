@@ -7,7 +7,6 @@ Down: runs given up with their reason, doors, sandbox, network, files.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -40,7 +39,8 @@ from mesh.config import Config
 from mesh.desk import Desk
 from mesh.driver import Driver
 from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Unavailable
-from mesh.identity.keys import NodeKey, identity, load, load_or_create
+from mesh.identity.custody import start_of, why_retired
+from mesh.identity.keys import SETTING, NodeKey, identity, load, load_or_create, lock
 from mesh.ids import NET, PeerId, format_peer
 from mesh.kernel import Kernel
 from mesh.market.bidding import Shop
@@ -181,7 +181,7 @@ def _open_all(config: Config, home: Home, stack: ExitStack) -> _Files:
     key = load(key_path) if config.identity.key_file else load_or_create(key_path)
     blocks = DiskBlocks(home.data / "blocks", config.storage.quota)
     stack.callback(blocks.close)
-    stack.callback(os.close, _lock(key_path))
+    stack.callback(os.close, lock(key_path))
     scratch = home.data / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)  # ours alone: the store's lock is held
     _make_private(scratch)
@@ -192,25 +192,12 @@ def _open_all(config: Config, home: Home, stack: ExitStack) -> _Files:
         stack.enter_context(Store.open(home.state / "ledger.sqlite")) for _ in range(3)
     ]
     merger = stack.enter_context(Merger(writer))
+    if reason := why_retired(ledger, key.peer):
+        raise ConfigError(SETTING, reason, "finish it: mesh key rotate; or name another key")
     epoch = journal.next_epoch()
     return _Files(
         key, is_new_key, key_path, journal, ledger, reader, merger, blocks, scratch, epoch
     )
-
-
-def _lock(key_path: Path) -> int:
-    """Two nodes with one key would fork its chain: on one machine the second is turned away."""
-    descriptor = os.open(key_path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(
-            "identity.key_file", f"another node runs with {key_path}", "give each a key of its own"
-        ) from None
-    except OSError as error:
-        _log.warning("%s cannot be locked: %s", key_path, error)
-    return descriptor
 
 
 def _make_private(folder: Path) -> None:
@@ -243,6 +230,8 @@ def _gather(config: Config, home: Home, files: _Files) -> Facts:
     )
     peer = files.key.peer
     past = read_past(peer, NET, (e for e in files.ledger.chain(peer) if e.content.net == NET))
+    if past.head.seq == 0:
+        past = evolve(past, head=start_of(files.ledger, peer, files.key_path))
     return Facts(
         peer=files.key.peer,
         policy=policy,

@@ -99,6 +99,8 @@ def audit(
             report.add(found)
         if to is not None:
             write(client, to, kind, task_id, report)
+            if kind == "bundle":
+                report.written = str(to)
         return report.end(credit_tier(client.status().tier))
 
 
@@ -151,7 +153,8 @@ def write(client: Client, path: Path, kind: str, task_id: str, report: Report) -
 
     size = write_whole(pieces(), path)
     count = len(report.evidence) if kind == "bundle" else 0
-    report.story.tell(f"{path}: {tally['entries']} entries, {count} re-runs, {size:,} bytes")
+    reruns = f"{count} re-run{'s' * (count != 1)}"
+    report.story.tell(f"{path}: {tally['entries']} entries, {reruns}, {size:,} bytes")
     if tally["left_out"]:
         report.story.tell(
             f"{tally['left_out']} entries are left out: their chains have gaps here, and a gap"
@@ -167,6 +170,8 @@ class Report:
     story: Story = field(factory=Story)
     evidence: list[str] = field(factory=list)
     """What re-runs gave, for others to check."""
+    written: str = ""
+    """The bundle that holds all this."""
     _kept: list[Facts] = field(factory=list)
     _checks: int = 0
     _bad: int = 0
@@ -212,7 +217,9 @@ class Report:
         if self._first_bad is None:
             return Exit.OK
         say(f"error: {self._first_bad['check']}: {clean(self._first_bad['detail'])}")
-        if self._first_bad["evidence"]:
+        if self.written:
+            say(f"hint: mesh audit --verify {self.written} shows it to anybody, offline")
+        elif self._first_bad["evidence"]:
             say("hint: --export FILE writes it as evidence that anybody can check offline")
         else:
             say("hint: mesh receipts -o json has the signed bytes: they are the evidence")
