@@ -111,7 +111,9 @@ class Kernel:
         self._owner = Capacity()
         self._announcer = Announcer(identity, policy, epoch)
         self._clock = clock
-        self._own = OwnChain(past, identity.sign, is_confirmed=is_confirmed)
+        self._own = OwnChain(
+            past, identity.sign, head_every=policy.head_every, is_confirmed=is_confirmed
+        )
         self.credit = Credit(
             identity.peer,
             books,

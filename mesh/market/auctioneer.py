@@ -198,7 +198,7 @@ class Auctioneer:
         """Extend the lease from now, or say that there is none."""
         record = self._register.held_by(peer, renew.task, renew.fence)
         if record is None or record.state not in (State.AWARDED, State.RUNNING):
-            return [self.billing.revoke(peer, renew.task, renew.fence)]
+            return self.billing.revoke(peer, renew.task, renew.fence)
         actions = self._run(record, "renewed") if record.state is State.AWARDED else []
         record = self.records[renew.task]
         if renew.fuel > record.fuel:
@@ -218,16 +218,14 @@ class Auctioneer:
             return [Send(peer, closing)]
         record = self._register.held_by(peer, done.task, done.fence)
         if record is None or not self.accounts.is_open(peer, key):
-            return [self.billing.revoke(peer, done.task, done.fence)]
+            return self.billing.revoke(peer, done.task, done.fence)
         self.accounts.check(peer, done)
-        if not self.accounts.is_writable:
-            return []
         sale = self._sales.get(done.task)
         if sale is None:
             is_cancelled = (record.state, done.result.status) == (State.CANCELLED, CANCELLED)
             if is_cancelled or done.result == record.result:
                 return self._settle(record, done, now)
-            return [self.billing.revoke(peer, done.task, done.fence)]
+            return self.billing.revoke(peer, done.task, done.fence)
         if sale.done is not None:
             return []
         sale.done = done
@@ -241,6 +239,8 @@ class Auctioneer:
             return []
         done, sale.done = sale.done, None
         if record.fence != fence or record.state not in (State.AWARDED, State.RUNNING):
+            return []
+        if not self.accounts.is_writable:
             return []
         if reason:
             self.records[task] = evolve(record, reason=f"results not here yet: {reason}"[:512])
@@ -256,7 +256,7 @@ class Auctioneer:
         if not self.accounts.is_writable:
             return []  # it asks again
         if not actions:
-            return [self.billing.revoke(peer, lost.task, lost.fence)]
+            return self.billing.revoke(peer, lost.task, lost.fence)
         record = self._register.held_by(peer, lost.task, lost.fence)
         if record and record.state in (State.AWARDED, State.RUNNING):
             actions += self._lose(lost.task, lost.reason, now)
@@ -494,5 +494,5 @@ class Auctioneer:
         actions = self._register.end(task, state, reason)
         executor, fence = record.executor, record.fence
         if record.settle is None and executor and self.accounts.is_open(executor, (task, fence)):
-            actions.append(self.billing.revoke(executor, task, fence))
+            actions += self.billing.revoke(executor, task, fence)
         return actions

@@ -52,6 +52,8 @@ class Policy:
     """A long task is signed for in at most about this many parts…"""
     slice_at_least: int = 100_000
     """…of so many µcr or more: what a seller works for beyond what its buyer has signed for."""
+    head_every: int = 1_024
+    """Entries of our own chain between two that sign all before them."""
     claim_ms: int = 600_000
     """A bill or a slice that stays unsigned so long is claimed on the seller's own word."""
 

@@ -28,12 +28,14 @@ from mesh.messages import (
     Renewed,
     Settled,
     SignedOffer,
+    Slice,
+    Sliced,
 )
 from mesh.sansio import Identity
 
 _REMEMBERED_MAX = 64
 _EXTREMES = (0, 1, 2**31, 2**53 + 1, 2**63 - 1)
-_WITHHELD = (Settled, Renewed, Renew, Accepted, Done, Lost)
+_WITHHELD = (Settled, Renewed, Renew, Accepted, Done, Lost, Slice, Sliced)
 
 
 class Liar:

@@ -49,6 +49,7 @@ from mesh.sim.workload import Plan
 
 BACKLOG_MAX = 4_096
 """Events that wait for a stalled node, as in the driver's inbox."""
+_ROLLED_BACK_MAX = 6
 _LATENESS_S = 0.02
 """Timers fire up to this late."""
 
@@ -127,6 +128,7 @@ class Node:
         self._witness = witness
         self._boot: _Boot | None = None
         self._backlog: list[Event] | None = None  # a list while stalled
+        self._lost: list[bytes] = []  # entries of ours that our disk has not, and peers have
         rng = stream(world.options.seed, "clock", index)
         self._rate = 1.0 + rng.uniform(-1.0, 1.0) * world.options.drift
         self._wall_skew_s = rng.uniform(-1.0, 1.0) * world.options.wall_skew_s
@@ -176,11 +178,12 @@ class Node:
             epoch=self.boots,
             epoch_ms=wall_ms - int(clock.origin * 1000),
             shop=self.shop,
+            is_new=self.boots == 1,
         )
         self._boot = _Boot(kernel, clock, self._build_runtime(rng), clock.origin)
         self.post(Started())
         if not kernel.is_confirmed:  # as long as it takes to ask some peers
-            self._later(world.now + rng.uniform(0.01, 3.0), lambda: self.post(ChainConfirmed(())))
+            self._later(world.now + rng.uniform(0.01, 3.0), self._confirm)
 
     def crash(self, rng: Random) -> None:
         """Power off: timers, runs and what nobody waited for are gone."""
@@ -190,6 +193,8 @@ class Node:
         self._backlog = None
         self.quiet_since = self._world.now
         self.disk.crash(rng)
+        if rng.random() < self._world.options.restores:
+            self._lost = [*self.disk.roll_back(rng.randint(1, _ROLLED_BACK_MAX)), *self._lost]
         self._witness.saw_silence(self)
 
     def stall(self) -> None:
@@ -276,6 +281,12 @@ class Node:
                 self._later(self._world.now + 0.1, lambda: self._collect(task, fence, executor))
             case Penalize(peer, reason):
                 self._witness.saw_penalty(self, peer, reason)
+
+    def _confirm(self) -> None:
+        """Peers told where our chain ends, and what we have lost of it."""
+        lost, self._lost = self._lost, []
+        self.disk.bring_back(lost)
+        self.post(ChainConfirmed(tuple(lost)))
 
     def _collect(self, task: TaskId, fence: int, executor: PeerId) -> None:
         is_there = self._world.can_reach(self, executor)

@@ -43,6 +43,9 @@ class Options:
     clogs: float
     partitions: float
     crashes: float
+    restores: float
+    """The share of crashes after which the end of our own chain is missing: an old backup. Peers
+    have it."""
     ambushes: float
     """The share of messages whose sender crashes at once, and is soon back."""
     snares: float
@@ -62,6 +65,11 @@ class Options:
     """The share of runs that end by no fault of the task."""
     cancels: float
     resubmits: float
+
+    @property
+    def is_short_of_credit(self) -> bool:
+        """Whether lines are so low that a buyer may get nothing for a while."""
+        return self.policy.credit_line < Policy().credit_line
 
     @property
     def is_calm(self) -> bool:
@@ -113,9 +121,13 @@ def draw(seed: int) -> Options:
         runs_lost=_maybe(rng, 0.4, 0.2),
         cancels=_maybe(rng, 0.4, 0.2),
         resubmits=_maybe(rng, 0.4, 0.3),
+        restores=0.0,
         ambushes=_maybe(rng, 0.3, 0.02),
         snares=_maybe(rng, 0.4, 0.1),
     )
+    money = stream(seed, "money")
+    policy = _with_credit(options.policy, money)
+    options = evolve(options, policy=policy, restores=_maybe(money, 0.5, 0.5))
     return calm(options) if rng.random() < 0.05 else options
 
 
@@ -146,6 +158,20 @@ def _maybe(rng: Random, chance: float, most: float) -> float:
     """Zero, or with *chance* something up to *most*. Draws the same number of times either way."""
     value = rng.uniform(most / 50, most)
     return value if rng.random() < chance else 0.0
+
+
+def _with_credit(policy: Policy, rng: Random) -> Policy:
+    """Half the time slices that tasks of a minute have several of, lines that are really reached,
+    and claims within the time of a seed. An ordinary task is worth 100 to 30,000 µcr."""
+    policy = evolve(policy, slice_at_least=rng.choice((200, 2_000)))
+    if rng.random() < 0.5:
+        policy = evolve(
+            policy, slices=rng.choice((2, 4, 16)), claim_ms=rng.choice((20_000, 60_000))
+        )
+    policy = evolve(policy, head_every=rng.choice((2, 5, 1_024)))
+    if rng.random() < 0.3:
+        policy = evolve(policy, credit_line=int(10 ** rng.uniform(3.0, 5.0)))
+    return policy
 
 
 def _draw_nodes(rng: Random) -> int:

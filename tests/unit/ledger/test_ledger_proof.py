@@ -6,6 +6,8 @@ import base64
 from hashlib import sha256
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 from ledger_deals import ALICE, BOB, NET, Chain
 
 from ledger.errors import BadEntry
@@ -15,6 +17,7 @@ from ledger.proof import (
     NOTE_MAX,
     PATH_MAX,
     SIGNATURES_MAX,
+    Frontier,
     Summit,
     Tree,
     is_consistent,
@@ -214,3 +217,14 @@ def test_a_hostile_note_is_refused(name: str) -> None:
 def test_an_extension_line_is_carried_by_the_signature_and_ignored() -> None:
     note = resigned(f"{SUMMIT.origin}\n7\n{ROOT}\nanything\n")
     assert read_summit(note, BOB.key, NET) == SUMMIT
+
+
+@given(some.lists(some.binary(min_size=32, max_size=32), max_size=70))
+def test_the_frontier_of_a_tree_has_its_root_at_every_size(leaves: list[bytes]) -> None:
+    frontier, tree = Frontier(), Tree()
+    for leaf in leaves:
+        assert frontier.root() == tree.root()
+        frontier = frontier.appended(leaf)
+        tree.append(leaf)
+    assert (frontier.size, frontier.root()) == (len(tree), tree.root())
+    assert len(frontier.peaks) <= len(tree).bit_length()
