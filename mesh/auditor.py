@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
+from contextlib import aclosing, contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -64,12 +64,12 @@ class Auditor:
             authors = await self._read(lambda: self._authors(request.task))
             total, done = sum(authors.values()), 0
             for author in authors:
-                async for found, size in self._chain(author):
-                    done += size
-                    for finding in found:
-                        told = evolve(finding, done=min(done, total), total=total)
-                        if request.task in (None, told.task) or not told.is_good:
-                            yield told
+                async with aclosing(self._chain(author)) as stretches:
+                    async for found, size in stretches:
+                        done += size
+                        for finding in found:
+                            if request.task in (None, finding.task) or not finding.is_good:
+                                yield evolve(finding, done=min(done, total), total=total)
             bills, balance = await self._survey(request)
             if balance is not None:
                 yield evolve(balance, done=total, total=total)
@@ -103,7 +103,7 @@ class Auditor:
 
     # --- chains ---------------------------------------------------------------------------------
 
-    async def _chain(self, author: bytes) -> AsyncIterator[tuple[list[Finding], int]]:
+    async def _chain(self, author: bytes) -> AsyncGenerator[tuple[list[Finding], int], None]:
         """What stretch after stretch of a chain shows, and how many entries each has."""
         entries = self.ledger.chain(author)
         before: list[Entry] = []

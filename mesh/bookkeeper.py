@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Callable,
     Collection,
@@ -12,6 +13,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import aclosing
 from itertools import islice
 from time import time_ns
 from typing import TypeVar, assert_never
@@ -123,11 +125,12 @@ class Bookkeeper:
         told: set[bytes] = set()
         for holding in await self._read(self.ledger.holdings):
             if holding.forked or holding.author == b"":
-                async for entries in self._slices(self._pairs(holding.author)):
-                    for one, other in entries:
-                        if one.content.author not in told and len(told) < FORKS_MAX:
-                            told.add(one.content.author)
-                            yield _fork_view(one, other)
+                async with aclosing(self._slices(self._pairs(holding.author))) as slices:
+                    async for pairs in slices:
+                        for one, other in pairs:
+                            if one.content.author not in told and len(told) < FORKS_MAX:
+                                told.add(one.content.author)
+                                yield _fork_view(one, other)
 
     def _pairs(self, author: bytes) -> Iterator[tuple[Entry, Entry]]:
         """Two entries for one place of *author*'s chain; without one, those of FORKPROOFs."""
@@ -196,10 +199,11 @@ class Bookkeeper:
             return
         source, tally.left_out = await self._read(lambda: self._source(form))
         is_first = True
-        async for entries in self._slices(source):
-            tally.entries += len(entries)
-            yield tally.piece(_written(entries, form, with_title=is_first))
-            is_first = False
+        async with aclosing(self._slices(source)) as slices:
+            async for entries in slices:
+                tally.entries += len(entries)
+                yield tally.piece(_written(entries, form, with_title=is_first))
+                is_first = False
         if is_first:
             yield tally.piece(_written((), form, with_title=True))
 
@@ -248,7 +252,7 @@ class Bookkeeper:
             return ()
         return chain[: last + 1]
 
-    async def _slices(self, items: Iterator[T]) -> AsyncIterator[list[T]]:
+    async def _slices(self, items: Iterator[T]) -> AsyncGenerator[list[T], None]:
         """*items*, read a slice at a time."""
         while part := await self._read(lambda: list(islice(items, SLICE))):
             yield part

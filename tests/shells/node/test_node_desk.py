@@ -74,7 +74,7 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
             Merger(stack.enter_context(Store.open(folder / "ledger.sqlite")))
         )
         bookkeeper = Bookkeeper(
-            KEY.peer, hands.ledger, reading, merger, driver, kernel.credit, Tier("T1")
+            KEY.peer, hands.ledger, reading, merger, driver, kernel.credit, Tier()
         )
         rerunner = Rerunner(KEY.peer, hands.blocks, hands.workshop, hands.performer.fetch)
         auditor = Auditor(KEY.peer, hands.ledger, reading, rerunner)
