@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Iterator
 
 from attrs import frozen
 
-from ledger.chain import Head, check_link
+from ledger.chain import Head, check_link, origin
 from ledger.errors import BadEntry, BrokenChain, Corruption
-from ledger.heritage import start
 from ledger.holdings import Holding, Total
+from ledger.model import Entry
 from ledger.state import Accounts
 from ledger.store import Store
 
@@ -75,17 +75,25 @@ def _own(store: Store, holding: Holding) -> Iterator[Problem]:
         body = entry.content
         if body.net != holding.net:
             continue
-        if head is None:
-            head = start(entry, store.entry(body.prev))
         alloc = store.entry(body.ref) if body.ref else None
         try:
+            if head is None:
+                head = _origin(store, entry)
             head = check_link(head, entry, alloc.content if alloc else None)
         except BrokenChain as error:
-            is_fork = body.seq < head.seq
+            is_fork = head is not None and body.seq < head.seq
             what = "forked" if is_fork else "is broken"
             told = f"our own chain {what} at seq {body.seq}: {error.reason}"
             yield Problem(told, _NEVER if is_fork else _FETCH)
             return
+
+
+def _origin(store: Store, first: Entry) -> Head:
+    """Where the chain begins whose first entry here is *first*. Raises BrokenChain."""
+    body = first.content
+    if body.seq:
+        return Head.start(body.author, body.net)  # its start is missing: `check_link` says so
+    return origin(body, store.entry(body.prev))
 
 
 def _balanced(store: Store) -> Iterator[Problem]:

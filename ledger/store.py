@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -22,32 +21,24 @@ from typing import Any, TypeAlias
 from attrs import evolve
 
 from ledger import keys, schema
-from ledger.chain import Head, check_link
+from ledger.chain import Head, check_link, origin, rotated_to
+from ledger.database import BUSY_WAIT_S
+from ledger.database import RESTORE as _RESTORE
+from ledger.database import telling_why as _telling_why
+from ledger.database import transaction as _transaction
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
 from ledger.filed import Filed, better, checked, vouched
 from ledger.glance import Glance
-from ledger.heritage import start
 from ledger.holdings import ChainKey, Holding, Total
 from ledger.keys import Verify, entry_message
 from ledger.model import Body, Entry, Kind
 
-BUSY_WAIT_S = 5.0
-"""How long another process's transaction is waited for."""
 PAGE = 500
 """Entries read at a time."""
 
 _PAGE_BYTES = 8192  # entries of 500-700 bytes leave less of such a page empty: 8 % less disk
 _APPLICATION = 0x6D4C6431  # "mLd1": this SQLite file is ours
 _CLOSING = (Kind.SETTLE, Kind.VOID)
-_RESTORE = "move the file away and fetch the entries from other nodes again"
-_HINTS = {
-    sqlite3.SQLITE_BUSY: ("the ledger is in use", "another process holds it: stop that one"),
-    sqlite3.SQLITE_FULL: ("the disk is full", "make room: nothing was written"),
-    sqlite3.SQLITE_READONLY: ("the ledger may not be written", "check the file's permissions"),
-    sqlite3.SQLITE_CANTOPEN: ("the ledger cannot be opened", "check the folder's permissions"),
-    sqlite3.SQLITE_IOERR: ("the disk failed", "nothing was acknowledged: check the disk"),
-    sqlite3.SQLITE_NOTADB: ("the file is not a ledger", "give another path"),
-}
 
 _SELECT = "SELECT n, id, body, sig FROM entry "
 _BY_ID = "substr(id, 1, 8) = substr(?, 1, 8) AND id = ?"  # bind the id twice
@@ -198,14 +189,17 @@ class Store:
         return next(map(_glance, self._rows(f"WHERE {_BY_ID}", entry_id, entry_id)), None)
 
     def head(self, author: bytes, net: bytes) -> Head:
-        """Where *author*'s chain on *net* ends: after the highest seq that we hold."""
+        """Where *author*'s chain on *net* ends: after the highest seq that we hold.
+
+        A chain without entries begins at the ROTATE to *author*, if we hold one.
+        """
         last = self._read(
             "JOIN chain USING (chain) WHERE author = ? AND net = ? AND checked"
             " ORDER BY seq DESC, id LIMIT 1",
             author,
             net,
         )
-        return next(map(Head.after, last), Head.start(author, net))
+        return next(map(Head.after, last), None) or self._beginning(author, net)
 
     def chain(self, author: bytes, after_seq: int = -1) -> Iterator[Entry]:
         """*author*'s entries by seq, all arms of a fork, gaps left out; on every network."""
@@ -280,6 +274,16 @@ class Store:
             except Corruption as problem:
                 yield problem
 
+    def _beginning(self, author: bytes, net: bytes) -> Head:
+        # Read once in a key's life, so by looking at every KEYOP: its kind is the 13th byte.
+        found = self._read(
+            "WHERE checked AND substr(body, 13, 1) = ? AND instr(body, ?) ORDER BY id",
+            bytes([Kind.KEYOP]),
+            author,
+        )
+        rotates = (e for e in found if (rotated_to(e), e.content.net) == (author, net))
+        return next(map(Head.heir, rotates), Head.start(author, net))
+
     def _check_own(self, entry: Entry) -> None:
         body = entry.content
         alloc = self.entry(body.ref) if body.ref else None
@@ -288,8 +292,8 @@ class Store:
             if any(o.author == body.author and o.kind in _CLOSING for o in others):
                 raise BrokenChain("the ALLOC is resolved already")
         head = self.head(body.author, body.net)
-        if head.seq == 0:
-            head = start(entry, self.entry(body.prev))
+        if head.seq == 0:  # it may begin at zeros, or at any ROTATE to its author
+            head = origin(body, self.entry(body.prev))
         check_link(head, entry, alloc.content if alloc else None)
 
     def _check_row(self, row: _Row, verify: Verify) -> None:
@@ -516,31 +520,3 @@ def _check_format(db: sqlite3.Connection) -> None:
     if known != len(schema.MIGRATIONS):
         told = f"the ledger has schema {known}, this program knows {len(schema.MIGRATIONS)}"
         raise LedgerError(told, "start its node once with this version, or use a newer one")
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, and nobody else writes meanwhile."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def _telling_why() -> Iterator[None]:
-    """SQLite's errors as ours, with the way out; misuse of its API stays what it is."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code == sqlite3.SQLITE_CORRUPT:
-            raise Corruption(f"the ledger file is damaged: {error}", _RESTORE) from error
-        reason, hint = _HINTS.get(code, ("the ledger failed", ""))
-        raise LedgerError(f"{reason}: {error}", hint) from error

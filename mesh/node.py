@@ -39,7 +39,7 @@ from mesh.config import Config
 from mesh.desk import Desk
 from mesh.driver import Driver
 from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Unavailable
-from mesh.identity.custody import start_of, why_retired
+from mesh.identity.custody import why_retired
 from mesh.identity.keys import SETTING, NodeKey, identity, load, load_or_create, lock
 from mesh.ids import NET, PeerId, format_peer
 from mesh.kernel import Kernel
@@ -230,8 +230,8 @@ def _gather(config: Config, home: Home, files: _Files) -> Facts:
     )
     peer = files.key.peer
     past = read_past(peer, NET, (e for e in files.ledger.chain(peer) if e.content.net == NET))
-    if past.head.seq == 0:
-        past = evolve(past, head=start_of(files.ledger, peer, files.key_path))
+    if past.head.seq == 0:  # an heir's chain begins at the ROTATE
+        past = evolve(past, head=files.ledger.head(peer, NET))
     return Facts(
         peer=files.key.peer,
         policy=policy,

@@ -19,9 +19,8 @@ from attrs import frozen
 
 from ledger import chain
 from ledger.bundle import export, read
-from ledger.chain import Head, check_link
+from ledger.chain import Head, check_link, rotated_to
 from ledger.errors import BrokenChain, LedgerError
-from ledger.heritage import heir, is_rotate
 from ledger.keys import keyop_message, verify
 from ledger.model import Entry, Kind
 from ledger.statements import KeyOp, Op
@@ -54,7 +53,7 @@ class NodeCustody:
         if reason := why_retired(self.ledger, self.key.peer):
             raise Refused(reason, "a retired key signs nothing")
         _, entry = chain.keyop(
-            start_of(self.ledger, self.key.peer, self.path),
+            self.ledger.head(self.key.peer, NET),
             statement,
             subject_sig,
             wall_ms=time_ns() // 10**6,
@@ -95,17 +94,6 @@ def why_retired(store: Store, peer: PeerId) -> str:
     if keyop.op is Op.ROTATE:
         return f"this key was rotated to {format_peer(PeerId(keyop.subject))}"
     return "this key revoked itself" if (keyop.op, keyop.subject) == (Op.REVOKE, peer) else ""
-
-
-def start_of(store: Store, peer: PeerId, key_path: Path) -> Head:
-    """Where *peer*'s next entry goes: after its last one; for an heir's first, after the ROTATE."""
-    head = store.head(peer, NET)
-    if head.seq:
-        return head
-    heritage = _read_heritage(key_path)
-    if heritage is None or heritage.content.peer != peer:
-        return head
-    return heir(heritage)
 
 
 # --- owners and recovery keys -------------------------------------------------------------------
@@ -228,19 +216,17 @@ def rotate(custody: NodeCustody) -> NodeKey:
     """
     path = custody.path
     fresh_path = path.with_name(path.name + ".next")
-    heritage = last_entry(custody.ledger, custody.key.peer)
-    if heritage is None or not is_rotate(heritage):
+    last = last_entry(custody.ledger, custody.key.peer)
+    heir = rotated_to(last) if last is not None else b""
+    if not heir:
         fresh = load_or_create(fresh_path)
         me = custody.key.peer
         statement = KeyOp(op=Op.ROTATE, net=NET, owner=me, subject=fresh.peer)
         agreed = fresh.sign(keyop_message(statement.encode()))
-        heritage = custody.append(statement, agreed)
+        heir = rotated_to(custody.append(statement, agreed))
     fresh = load_owner(fresh_path)
-    if fresh.peer != heritage.content.peer:
+    if fresh.peer != heir:
         raise ConfigError(str(fresh_path), "is not the key that this one was rotated to")
-    file = io.StringIO()
-    export([heritage], file)
-    write_whole(_heritage_file(path), file.getvalue().encode())
     kept = path.with_name(f"{path.name}.old-{short_peer(custody.key.peer)}")
     if not kept.exists():
         os.link(path, kept)
@@ -248,24 +234,3 @@ def rotate(custody: NodeCustody) -> NodeKey:
     os.replace(fresh_path, path)
     sync_folder(path.parent)
     return fresh
-
-
-def _heritage_file(key_path: Path) -> Path:
-    """The ROTATE that made the key at *key_path* an heir: where its chain starts."""
-    return key_path.with_name(key_path.name + ".heritage")
-
-
-def _read_heritage(key_path: Path) -> Entry | None:
-    try:
-        items = list(read(_heritage_file(key_path).read_bytes().splitlines()))
-    except FileNotFoundError:
-        return None
-    match items:
-        case [Entry() as entry] if is_rotate(entry):
-            return entry
-        case _:
-            raise ConfigError(
-                str(_heritage_file(key_path)),
-                "is damaged: not the ROTATE of this key",
-                "restore it",
-            )

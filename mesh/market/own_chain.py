@@ -59,7 +59,7 @@ def read_past(author: PeerId, net: bytes, entries: Iterable[Entry]) -> Past:
     claims: deque[bytes] = deque(maxlen=CLAIMS_MAX)
     lines: dict[bytes, int] = {}
     for entry in entries:
-        head, frontier = Head.after(entry), frontier.appended(entry.id)
+        head, frontier = Head.after(entry), frontier.plus(entry.id)
         body = entry.content
         match body.kind:
             case Kind.ALLOC:
@@ -109,13 +109,13 @@ class OwnChain:
         """Sign the next entry, and a HEAD after it where one is due."""
         assert self.is_confirmed, UNCONFIRMED
         self.head, entry = write(self.head, wall_ms)
-        self._frontier = self._frontier.appended(entry.id)
+        self._frontier = self._frontier.plus(entry.id)
         actions: list[Action] = [AppendEntry(entry.encode(), is_own=True)]
         if self.head.seq % self._head_every == 0:
             self.head, signed = chain.checkpoint(
                 self.head, self._frontier.root(), wall_ms=wall_ms, sign=self._sign
             )
-            self._frontier = self._frontier.appended(signed.id)
+            self._frontier = self._frontier.plus(signed.id)
             actions.append(AppendEntry(signed.encode(), is_own=True))
         return entry, actions
 
@@ -125,5 +125,5 @@ class OwnChain:
         if (body.seq, body.prev) != (self.head.seq, self.head.prev):
             return False
         self.head = Head.after(entry)
-        self._frontier = self._frontier.appended(entry.id)
+        self._frontier = self._frontier.plus(entry.id)
         return True

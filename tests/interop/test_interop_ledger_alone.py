@@ -1,4 +1,4 @@
-"""The auditor's copy: `ledger/` alone, in an interpreter that has attrs, msgpack and PyNaCl at most.
+"""The auditor's copy: `ledger/` alone, with attrs, msgpack and PyNaCl and nothing else.
 
 Nothing of mesh can be imported there, nor anything else that this environment happens to have.
 """
@@ -48,7 +48,8 @@ def run(alone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = (
         f"import runpy, sys\nsys.path.insert(0, {str(alone)!r})\n"
         f"sys.argv = ['ledger', *{arguments!r}]\n"
-        "try:\n    import mesh\nexcept ImportError:\n    pass\nelse:\n    sys.exit('mesh is here')\n"
+        "try:\n    import mesh\nexcept ImportError:\n    pass\n"
+        "else:\n    sys.exit('mesh is here')\n"
         "runpy.run_module('ledger', run_name='__main__')\n"
     )
     return subprocess.run(
