@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -18,7 +17,8 @@ from ledger.store import Store
 from ledger.votes import VoteBook
 from mesh.config import Config
 from mesh.errors import ConfigError
-from mesh.identity.keys import NodeKey, load, load_or_create
+from mesh.identity.custody import why_retired
+from mesh.identity.keys import SETTING, NodeKey, load, load_or_create, lock
 from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
 from mesh.paths import Home
 from mesh.rumours import verify
@@ -75,7 +75,7 @@ def _open_all(config: Config, home: Home, stack: ExitStack) -> Belongings:
     key = load(key_path) if config.identity.key_file else load_or_create(key_path)
     blocks = DiskBlocks(home.data / "blocks", config.storage.quota)
     stack.callback(blocks.close)
-    stack.callback(os.close, _lock(key_path))
+    stack.callback(os.close, lock(key_path))
     scratch = home.data / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)  # ours alone: the store's lock is held
     _make_private(scratch)
@@ -85,6 +85,8 @@ def _open_all(config: Config, home: Home, stack: ExitStack) -> Belongings:
     ledger, reader, replica, index, petition = [
         stack.enter_context(Store.open(home.state / "ledger.sqlite")) for _ in range(5)
     ]
+    if reason := why_retired(ledger, key.peer):
+        raise ConfigError(SETTING, reason, "finish it: mesh key rotate; or name another key")
     merger = stack.enter_context(Merger(replica, verify=verify))
     votes = None
     if config.ledger.witness:
@@ -104,21 +106,6 @@ def _open_all(config: Config, home: Home, stack: ExitStack) -> Belongings:
         scratch=scratch,
         epoch=journal.next_epoch(),
     )
-
-
-def _lock(key_path: Path) -> int:
-    """Two nodes with one key would fork its chain: on one machine the second is turned away."""
-    descriptor = os.open(key_path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(
-            "identity.key_file", f"another node runs with {key_path}", "give each a key of its own"
-        ) from None
-    except OSError as error:
-        _log.warning("%s cannot be locked: %s", key_path, error)
-    return descriptor
 
 
 def _make_private(folder: Path) -> None:

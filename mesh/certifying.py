@@ -38,7 +38,7 @@ class Certifying:
     quorum: Quorum
     store: Store
     """With a connection of its own."""
-    learn: Callable[[Sequence[bytes]], Awaitable[None]]
+    learn: Callable[[Sequence[bytes]], Awaitable[object]]
     witnessing: Witnessing | None = None
     """Ourselves, where we are one of them."""
     network: Network | None = None

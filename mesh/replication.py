@@ -109,8 +109,6 @@ class Replication:
     """Ends the node."""
     rng: Random
     tally: Counter[str]
-    learn: Callable[[Sequence[Entry]], None] = lambda _: None
-    """Hears of every new entry of others, in the event loop."""
     config: ReplicationConfig = field(factory=ReplicationConfig)
     network: Network | None = None
     """Set once it is there."""
@@ -164,9 +162,9 @@ class Replication:
             self.rumours.note([entry.id])
             self._publish(entry.encode())
 
-    async def learn_from(self, wires: Sequence[bytes]) -> None:
-        """Merge encoded entries that came by another way, such as a witness's evidence."""
-        await self._quietly(partial(self.merger.merge, wires, _now_ms()))
+    async def learn_from(self, wires: Sequence[bytes]) -> Merged:
+        """Merge encoded entries that came by another way: a file, or a witness's evidence."""
+        return await self._quietly(partial(self.merger.merge, wires, _now_ms()))
 
     def look_at(self, entries: Sequence[Entry]) -> None:
         """Others' *entries* that came by another way, and are durable here. Never waits."""
@@ -293,7 +291,6 @@ class Replication:
         news, self._news = self._news, []
         forks, self._forks = self._forks, []
         self.rumours.note(entry.id for entry in news)
-        self.learn(news)
         for fork in forks:
             self.tally["ledger_forks"] += 1
             _log.warning("%s forked its chain", short_peer(fork.author))
