@@ -12,7 +12,7 @@ they hold, and no other reader sees it until `add` brings it again, checked.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from attrs import evolve
 from ledger import keys, schema
 from ledger.chain import Head, check_link
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
-from ledger.filed import Filed, better, checked, vouched
+from ledger.filed import Filed, better, checked, number, vouched
 from ledger.glance import Glance
 from ledger.holdings import ChainKey, Holding, Total
 from ledger.keys import Verify, entry_message
@@ -48,12 +48,13 @@ _HINTS = {
     sqlite3.SQLITE_NOTADB: ("the file is not a ledger", "give another path"),
 }
 
-_SELECT = "SELECT n, id, body, sig FROM entry "
-_BY_ID = "substr(id, 1, 8) = substr(?, 1, 8) AND id = ?"  # bind the id twice
+_VOUCHED, _CHECKED = 0, 1  # the states of an entry
+_SELECT = "SELECT n, raw FROM entry "
+_BY_ID = "start = ? AND substr(raw, 1, 32) = ?"  # bind `_found_by`
 _HOLDING = "author, net, height, top, top_id, count, sum, forked"
 
-_Row: TypeAlias = tuple[int, bytes, bytes, bytes]
-"""(n, id, body, sig)"""
+_Row: TypeAlias = tuple[int, bytes]
+"""(n, what `_raw` makes of an entry)"""
 
 
 class Store:
@@ -113,9 +114,14 @@ class Store:
         with _telling_why(), _transaction(self._db):
             return self._file([*map(checked, entries), *map(vouched, vouched_for)])
 
+    def file(self, entries: Iterable[Filed]) -> int:
+        """As `add`, of what is made ready for filing."""
+        with _telling_why(), _transaction(self._db):
+            return self._file(entries)
+
     def vouched(self, limit: int) -> tuple[Glance, ...]:
         """Up to *limit* entries that nobody has checked yet, the oldest first."""
-        return tuple(map(_glance, self._rows("WHERE checked = 0 ORDER BY n LIMIT ?", limit)))
+        return tuple(map(_glance, self._rows("WHERE state = 0 ORDER BY n LIMIT ?", limit)))
 
     def drop_vouched(self, entry_ids: Iterable[bytes]) -> int:
         """Forget entries that turned out to be no good before anybody saw them; how many."""
@@ -130,11 +136,11 @@ class Store:
     def which_vouched(self, entry_ids: Sequence[bytes]) -> frozenset[bytes]:
         """Those of *entry_ids* that are there and were not checked yet."""
         with _telling_why():
-            return frozenset(self._where(entry_ids, "AND NOT checked"))
+            return frozenset(self._where(entry_ids, "AND state = 0"))
 
     def entry(self, entry_id: bytes) -> Entry | None:
         """The entry of that id. Raises LedgerError."""
-        return next(self._read(f"WHERE {_BY_ID} AND checked", entry_id, entry_id), None)
+        return next(self._read(f"WHERE {_BY_ID} AND state = 1", *_found_by(entry_id)), None)
 
     def holding(self, author: bytes, net: bytes) -> Holding:
         """What is held of one chain. Raises LedgerError."""
@@ -154,7 +160,7 @@ class Store:
     def ids(self) -> list[tuple[int, bytes]]:
         """(hlc, id) of every entry, in order. They are held in memory. Raises LedgerError."""
         with _telling_why():
-            return sorted(self._db.execute("SELECT hlc, id FROM entry"))
+            return sorted(self._db.execute("SELECT hlc, substr(raw, 1, 32) FROM entry"))
 
     def glances(self, author: bytes, net: bytes, start: int, stop: int) -> Iterator[Glance]:
         """A chain's entries from seq *start* to below *stop*, all arms, vouched ones too."""
@@ -176,13 +182,13 @@ class Store:
 
     def glance(self, entry_id: bytes) -> Glance | None:
         """The entry of that id, be it vouched for only. Raises LedgerError."""
-        return next(map(_glance, self._rows(f"WHERE {_BY_ID}", entry_id, entry_id)), None)
+        return next(map(_glance, self._rows(f"WHERE {_BY_ID}", *_found_by(entry_id))), None)
 
     def head(self, author: bytes, net: bytes) -> Head:
         """Where *author*'s chain on *net* ends: after the highest seq that we hold."""
         last = self._read(
-            "JOIN chain USING (chain) WHERE author = ? AND net = ? AND checked"
-            " ORDER BY seq DESC, id LIMIT 1",
+            "JOIN chain USING (chain) WHERE author = ? AND net = ? AND state = 1"
+            " ORDER BY seq DESC, raw LIMIT 1",
             author,
             net,
         )
@@ -192,7 +198,7 @@ class Store:
         """*author*'s entries by seq, all arms of a fork, gaps left out; on every network."""
         seq, n = after_seq + 1, 0
         while rows := self._rows(
-            "JOIN chain USING (chain) WHERE author = ? AND (seq, entry.n) >= (?, ?) AND checked"
+            "JOIN chain USING (chain) WHERE author = ? AND (seq, entry.n) >= (?, ?) AND state = 1"
             " ORDER BY seq, entry.n LIMIT ?",
             author,
             seq,
@@ -207,19 +213,19 @@ class Store:
     def newest(self, limit: int, nonce: bytes | None = None) -> tuple[Entry, ...]:
         """The last *limit* entries stored, newest first; of task *nonce*, if given."""
         if nonce is None:
-            return tuple(self._read("WHERE checked ORDER BY n DESC LIMIT ?", limit))
-        found = self._read("WHERE task = substr(?, 1, 4) ORDER BY n DESC", nonce)
+            return tuple(self._read("WHERE state = 1 ORDER BY n DESC LIMIT ?", limit))
+        found = self._read("WHERE task = ? ORDER BY n DESC", number(nonce[:4]))
         return tuple(islice((e for e in found if e.content.nonce == nonce), limit))
 
     def resolutions(self, alloc_id: bytes) -> tuple[Entry, ...]:
         """The entries that refer to the ALLOC, by id; state.py says which counts."""
-        found = self._read("WHERE ref = substr(?, 1, 4) ORDER BY id", alloc_id)
+        found = self._read("WHERE ref = ? ORDER BY raw", number(alloc_id[:4]))
         return tuple(entry for entry in found if entry.content.ref == alloc_id)
 
     def entries(self) -> Iterator[Entry]:
         """All entries, in the order they were stored; what is added meanwhile comes last."""
         n = 0
-        while rows := self._rows("WHERE n > ? AND checked ORDER BY n LIMIT ?", n, PAGE):
+        while rows := self._rows("WHERE n > ? AND state = 1 ORDER BY n LIMIT ?", n, PAGE):
             n = rows[-1][0]
             yield from map(_entry, rows)
 
@@ -252,18 +258,19 @@ class Store:
         check_link(self.head(body.author, body.net), entry, alloc.content if alloc else None)
 
     def _check_row(self, row: _Row, verify: Verify) -> None:
-        n, entry_id, _, _ = row
-        *columns, is_checked = self._db.execute(
-            "SELECT author, net, seq, hlc, task, ref, checked FROM entry JOIN chain USING (chain)"
-            " WHERE entry.n = ?",
+        n, raw = row
+        *columns, state = self._db.execute(
+            "SELECT author, net, start, seq, hlc, task, ref, state FROM entry JOIN chain"
+            " USING (chain) WHERE entry.n = ?",
             (n,),
         ).fetchone() or (None,)
-        filed = checked(_entry(row)) if is_checked else vouched(_glance(row))
-        if columns != [*filed.key, filed.seq, filed.hlc, filed.task or None, filed.ref or None]:
-            raise Corruption(f"entry r-{entry_id.hex()} is filed under the wrong key", _RESTORE)
+        filed = checked(_entry(row)) if state == _CHECKED else vouched(_glance(row))
+        start = number(filed.id[:8])
+        if columns != [*filed.key, start, filed.seq, filed.hlc, filed.task, filed.ref]:
+            raise Corruption(f"entry r-{filed.id.hex()} is filed under the wrong key", _RESTORE)
         author = filed.key[0]
-        if is_checked and author and not verify(author, entry_message(entry_id), filed.sig):
-            raise Corruption(f"entry r-{entry_id.hex()} has a damaged signature", _RESTORE)
+        if filed.is_checked and author and not verify(author, entry_message(filed.id), filed.sig):
+            raise Corruption(f"entry r-{filed.id.hex()} has a damaged signature", _RESTORE)
 
     def _file(self, entries: Iterable[Filed]) -> int:
         """Insert what is new, and look at what is not; how many were new."""
@@ -274,10 +281,11 @@ class Store:
         for entry_id, n in self._where(list(unique)).items():
             filed = unique.pop(entry_id)
             if filed.is_checked:
+                raw = filed.raw()
                 self._db.execute(
-                    "UPDATE entry SET sig = ?, checked = 1, task = ?, ref = ?"
-                    " WHERE n = ? AND (NOT checked OR sig > ?)",
-                    (filed.sig, filed.task or None, filed.ref or None, n, filed.sig),
+                    "UPDATE entry SET raw = ?, state = 1, task = ?, ref = ?"
+                    " WHERE n = ? AND (state = 0 OR raw > ?)",
+                    (raw, filed.task, filed.ref, n, raw),
                 )
         chains: dict[ChainKey, list[Filed]] = {}
         for filed in unique.values():
@@ -286,37 +294,28 @@ class Store:
             self._extend(key, several)
         return len(unique)
 
-    def _extend(self, key: ChainKey, several: list[Filed]) -> None:
+    def _extend(self, key: ChainKey, several: Sequence[Filed]) -> None:
         """File new entries of one chain, and what is held of it."""
         found, holding = self._holding(key)
         chain = found if found is not None else self._new_chain(key)
         self._db.executemany(
-            "INSERT INTO entry(id, chain, seq, hlc, checked, task, ref, body, sig)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO entry(start, seq, hlc, task, ref, chain, state, raw)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (
-                    f.id,
-                    chain,
-                    f.seq,
-                    f.hlc,
-                    f.is_checked,
-                    f.task or None,
-                    f.ref or None,
-                    f.body,
-                    f.sig,
-                )
+                (number(f.id[:8]), f.seq, f.hlc, f.task, f.ref, chain, f.is_checked, f.raw())
                 for f in several
             ],
         )
-        below = [filed.seq for filed in several if filed.seq < holding.top]
-        twice = len(several) - len({filed.seq for filed in several})
-        is_fork = bool(twice) or any(self._is_fork(chain, seq) for seq in below)
-        highest = min(several, key=lambda filed: (-filed.seq, filed.id))
-        topped = holding.topped(highest.seq, highest.id)
+        seqs = {filed.seq for filed in several}
+        is_fork = len(seqs) < len(several) or any(
+            self._is_fork(chain, seq) for seq in seqs if seq < holding.top
+        )
+        top = max(seqs)
+        topped = holding.topped(top, min(filed.id for filed in several if filed.seq == top))
         held = evolve(
             topped,
-            height=_height(self._db, chain, holding.height),
-            total=holding.total.plus(filed.id for filed in several),
+            height=_height(self._db, chain, holding.height, topped.top, seqs),
+            total=holding.total.plus([filed.id for filed in several]),
             forked=holding.forked or (is_fork and key[0] != b""),
         )
         _write(self._db, chain, held)
@@ -328,8 +327,8 @@ class Store:
 
     def _drop(self, entry_id: bytes) -> bool:
         row = self._db.execute(
-            f"SELECT n, chain FROM entry WHERE {_BY_ID} AND NOT checked",  # noqa: S608 (our own text)
-            (entry_id, entry_id),
+            f"SELECT n, chain FROM entry WHERE {_BY_ID} AND state = 0",  # noqa: S608 (our own text)
+            _found_by(entry_id),
         ).fetchone()
         if row is None:
             return False
@@ -357,9 +356,9 @@ class Store:
         for at in range(0, len(entry_ids), PAGE):
             page = entry_ids[at : at + PAGE]
             marks = ",".join("?" * len(page))
-            where = f"WHERE substr(id, 1, 8) IN ({marks}) {also}"
-            query = "SELECT id, n FROM entry " + where  # noqa: S608 (our own text)
-            found.update(self._db.execute(query, [entry_id[:8] for entry_id in page]))
+            where = f"WHERE start IN ({marks}) {also}"
+            query = "SELECT substr(raw, 1, 32), n FROM entry " + where  # noqa: S608 (our own text)
+            found.update(self._db.execute(query, [number(entry_id[:8]) for entry_id in page]))
         return {entry_id: found[entry_id] for entry_id in entry_ids if entry_id in found}
 
     def _read(self, where: str, *values: object) -> Iterator[Entry]:
@@ -372,8 +371,17 @@ class Store:
             return self._db.execute(_SELECT + where, values).fetchall()
 
 
+def _found_by(entry_id: bytes) -> tuple[int, bytes]:
+    return (number(entry_id[:8]), entry_id)
+
+
+def _cut(raw: bytes) -> tuple[bytes, bytes, bytes]:
+    """(id, body, sig)"""
+    return raw[:32], raw[96:], raw[32:96]
+
+
 def _entry(row: _Row) -> Entry:
-    _, entry_id, body, sig = row
+    entry_id, body, sig = _cut(row[1])
     entry = Entry(body, sig)
     if entry.id != entry_id:
         raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", _RESTORE)
@@ -381,7 +389,7 @@ def _entry(row: _Row) -> Entry:
 
 
 def _glance(row: _Row) -> Glance:
-    _, entry_id, body, sig = row
+    entry_id, body, sig = _cut(row[1])
     try:
         glance = Glance.of(body, sig)
     except BadEntry:
@@ -414,8 +422,14 @@ def _write(db: sqlite3.Connection, chain: int, holding: Holding) -> None:
     )
 
 
-def _height(db: sqlite3.Connection, chain: int, height: int) -> int:
-    """The first seq from *height* on that is missing."""
+def _height(
+    db: sqlite3.Connection, chain: int, height: int, top: int, new: Collection[int] = ()
+) -> int:
+    """The first seq from *height* on that is missing, below *top*; *new* ones are there."""
+    while height in new:
+        height += 1
+    if height == top:
+        return height
     places = db.execute(
         "SELECT DISTINCT seq FROM entry WHERE chain = ? AND seq >= ? ORDER BY seq", (chain, height)
     )
@@ -431,13 +445,18 @@ def _recount(db: sqlite3.Connection, chain: int) -> None:
     author, net, forked = db.execute(
         "SELECT author, net, forked FROM chain WHERE chain = ?", (chain,)
     ).fetchone()
-    places = db.execute("SELECT seq, id FROM entry WHERE chain = ?", (chain,)).fetchall()
-    holding = Holding(author, net, _height(db, chain, 0), forked=bool(forked))
+    places = db.execute(
+        "SELECT seq, substr(raw, 1, 32) FROM entry WHERE chain = ?", (chain,)
+    ).fetchall()
+    holding = Holding(author, net, forked=bool(forked))
     for seq, entry_id in places:
         holding = holding.topped(seq, entry_id)
     twice = author != b"" and len({seq for seq, _ in places}) < len(places)
     total = Total().plus(entry_id for _, entry_id in places)
-    _write(db, chain, evolve(holding, total=total, forked=holding.forked or twice))
+    height = _height(db, chain, 0, holding.top)
+    _write(
+        db, chain, evolve(holding, height=height, total=total, forked=holding.forked or twice)
+    )
 
 
 def _prepare(db: sqlite3.Connection) -> None:
@@ -449,6 +468,8 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     db.create_function("hlc_of", 1, lambda body: Body.decode(body).hlc)
+    db.create_function("number_of", 1, lambda data: None if data is None else number(data))
+    db.create_function("raw_of", 3, lambda *parts: b"".join(parts))
     with _transaction(db):
         (known,) = db.execute("PRAGMA user_version").fetchone()
         if known > len(schema.MIGRATIONS):
