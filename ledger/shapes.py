@@ -41,18 +41,14 @@ _Migration: TypeAlias = tuple[_Uint, _Key, _Key, _Cid]
 _TWO_SIGN = frozenset((Kind.ALLOC, Kind.USE, Kind.SETTLE, Kind.VOID))
 
 
-class Shape(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """An array of these fields in this order: as light as a tuple, for there are very many."""
-
-
-class EntryShape(Shape):
+class EntryShape(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """An entry, whatever its body."""
 
     body: bytes
     sig: _Signature
 
 
-class BodyShape(Shape):
+class BodyShape(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """The body of an ALLOC, USE, SETTLE or VOID."""
 
     version: Literal[1]
@@ -70,7 +66,7 @@ class BodyShape(Shape):
     ext: tuple[()]
 
 
-class TermsShape(Shape):
+class TermsShape(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """Terms, of any kind of entry that has some."""
 
     version: Literal[1]
@@ -133,7 +129,7 @@ def _keeps_the_rest(terms: TermsShape) -> bool:
     )
 
 
-T = TypeVar("T", bound=Shape)
+T = TypeVar("T")
 
 _ENTRY, _BODY, _TERMS = Decoder(EntryShape), Decoder(BodyShape), Decoder(TermsShape)
 _pack = Encoder().encode

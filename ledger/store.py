@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -21,33 +20,20 @@ from typing import Any, TypeAlias
 
 from attrs import evolve
 
-from ledger import keys, schema
+from ledger import keys
 from ledger.chain import Head, check_link
-from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
+from ledger.database import RESTORE, opened, telling_why, transaction
+from ledger.errors import BadEntry, BrokenChain, Corruption
 from ledger.filed import Filed, better, checked, number, vouched
 from ledger.glance import Glance
 from ledger.holdings import ChainKey, Holding, Total
 from ledger.keys import Verify, entry_message
-from ledger.model import Body, Entry, Kind
+from ledger.model import Entry, Kind
 
-BUSY_WAIT_S = 5.0
-"""How long another process's transaction is waited for."""
 PAGE = 500
 """Entries read at a time."""
 
-_PAGE_BYTES = 8192  # entries of 500-700 bytes leave less of such a page empty: 8 % less disk
-_APPLICATION = 0x6D4C6431  # "mLd1": this SQLite file is ours
 _CLOSING = (Kind.SETTLE, Kind.VOID)
-_RESTORE = "move the file away and fetch the entries from other nodes again"
-_HINTS = {
-    sqlite3.SQLITE_BUSY: ("the ledger is in use", "another process holds it: stop that one"),
-    sqlite3.SQLITE_FULL: ("the disk is full", "make room: nothing was written"),
-    sqlite3.SQLITE_READONLY: ("the ledger may not be written", "check the file's permissions"),
-    sqlite3.SQLITE_CANTOPEN: ("the ledger cannot be opened", "check the folder's permissions"),
-    sqlite3.SQLITE_IOERR: ("the disk failed", "nothing was acknowledged: check the disk"),
-    sqlite3.SQLITE_NOTADB: ("the file is not a ledger", "give another path"),
-}
-
 _VOUCHED, _CHECKED = 0, 1  # the states of an entry
 _SELECT = "SELECT n, raw FROM entry "
 _BY_ID = "start = ? AND substr(raw, 1, 32) = ?"  # bind `_found_by`
@@ -66,16 +52,7 @@ class Store:
     @staticmethod
     def open(path: Path) -> Store:
         """The store in the file *path*, made or brought up to date. Raises LedgerError."""
-        with _telling_why():
-            db = sqlite3.connect(
-                path, timeout=BUSY_WAIT_S, isolation_level=None, check_same_thread=False
-            )
-            try:
-                _prepare(db)
-            except BaseException:
-                db.close()
-                raise
-        return Store(db)
+        return Store(opened(path, _recount))
 
     def close(self) -> None:
         """Give the file back. Nothing acknowledged waits for it."""
@@ -98,7 +75,7 @@ class Store:
         An entry that is there already is passed over. Raises BrokenChain rather than let us fork
         ourselves or resolve an ALLOC twice, and LedgerError.
         """
-        with _telling_why(), _transaction(self._db):
+        with telling_why(), transaction(self._db):
             for entry in entries:
                 if self.entry(entry.id) is None:
                     self._check_own(entry)
@@ -111,12 +88,12 @@ class Store:
         signatures over one id the smallest is kept, so that replicas agree. What is *vouched_for*
         is counted too. Raises LedgerError.
         """
-        with _telling_why(), _transaction(self._db):
+        with telling_why(), transaction(self._db):
             return self._file([*map(checked, entries), *map(vouched, vouched_for)])
 
     def file(self, entries: Iterable[Filed]) -> int:
         """As `add`, of what is made ready for filing."""
-        with _telling_why(), _transaction(self._db):
+        with telling_why(), transaction(self._db):
             return self._file(entries)
 
     def vouched(self, limit: int) -> tuple[Glance, ...]:
@@ -125,17 +102,17 @@ class Store:
 
     def drop_vouched(self, entry_ids: Iterable[bytes]) -> int:
         """Forget entries that turned out to be no good before anybody saw them; how many."""
-        with _telling_why(), _transaction(self._db):
+        with telling_why(), transaction(self._db):
             return sum(self._drop(entry_id) for entry_id in entry_ids)
 
     def which(self, entry_ids: Sequence[bytes]) -> frozenset[bytes]:
         """Those of *entry_ids* that are there, be they vouched for only."""
-        with _telling_why():
+        with telling_why():
             return frozenset(self._where(entry_ids))
 
     def which_vouched(self, entry_ids: Sequence[bytes]) -> frozenset[bytes]:
         """Those of *entry_ids* that are there and were not checked yet."""
-        with _telling_why():
+        with telling_why():
             return frozenset(self._where(entry_ids, "AND state = 0"))
 
     def entry(self, entry_id: bytes) -> Entry | None:
@@ -148,7 +125,7 @@ class Store:
 
     def holdings(self) -> list[Holding]:
         """What is held of every chain. Raises LedgerError."""
-        with _telling_why():
+        with telling_why():
             rows = self._db.execute(f"SELECT {_HOLDING} FROM chain").fetchall()  # noqa: S608 (our own text)
         return [*map(_held, rows)]
 
@@ -159,7 +136,7 @@ class Store:
 
     def ids(self) -> list[tuple[int, bytes]]:
         """(hlc, id) of every entry, in order. They are held in memory. Raises LedgerError."""
-        with _telling_why():
+        with telling_why():
             return sorted(self._db.execute("SELECT hlc, substr(raw, 1, 32) FROM entry"))
 
     def glances(self, author: bytes, net: bytes, start: int, stop: int) -> Iterator[Glance]:
@@ -234,10 +211,10 @@ class Store:
 
         Raises Corruption, which names the first entry that is not what was stored.
         """
-        with _telling_why():
+        with telling_why():
             (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
             if verdict != "ok":
-                raise Corruption(f"the ledger file is damaged: {verdict}", _RESTORE)
+                raise Corruption(f"the ledger file is damaged: {verdict}", RESTORE)
         count = n = 0
         while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
             n = rows[-1][0]
@@ -245,7 +222,7 @@ class Store:
             for row in rows:
                 self._check_row(row, verify)
         if count != self.total().count:
-            raise Corruption(f"{count} entries where {self.total().count} are counted", _RESTORE)
+            raise Corruption(f"{count} entries where {self.total().count} are counted", RESTORE)
         return count
 
     def _check_own(self, entry: Entry) -> None:
@@ -258,7 +235,7 @@ class Store:
         check_link(self.head(body.author, body.net), entry, alloc.content if alloc else None)
 
     def _check_row(self, row: _Row, verify: Verify) -> None:
-        n, raw = row
+        n = row[0]
         *columns, state = self._db.execute(
             "SELECT author, net, start, seq, hlc, task, ref, state FROM entry JOIN chain"
             " USING (chain) WHERE entry.n = ?",
@@ -267,10 +244,10 @@ class Store:
         filed = checked(_entry(row)) if state == _CHECKED else vouched(_glance(row))
         start = number(filed.id[:8])
         if columns != [*filed.key, start, filed.seq, filed.hlc, filed.task, filed.ref]:
-            raise Corruption(f"entry r-{filed.id.hex()} is filed under the wrong key", _RESTORE)
+            raise Corruption(f"entry r-{filed.id.hex()} is filed under the wrong key", RESTORE)
         author = filed.key[0]
         if filed.is_checked and author and not verify(author, entry_message(filed.id), filed.sig):
-            raise Corruption(f"entry r-{filed.id.hex()} has a damaged signature", _RESTORE)
+            raise Corruption(f"entry r-{filed.id.hex()} has a damaged signature", RESTORE)
 
     def _file(self, entries: Iterable[Filed]) -> int:
         """Insert what is new, and look at what is not; how many were new."""
@@ -337,7 +314,7 @@ class Store:
         return True
 
     def _holding(self, key: ChainKey) -> tuple[int | None, Holding]:
-        with _telling_why():
+        with telling_why():
             row = self._db.execute(
                 f"SELECT chain, {_HOLDING} FROM chain WHERE author = ? AND net = ?",  # noqa: S608 (our own text)
                 key,
@@ -363,11 +340,11 @@ class Store:
 
     def _read(self, where: str, *values: object) -> Iterator[Entry]:
         """Entries one by one, for a caller that stops in time; nobody may write meanwhile."""
-        with _telling_why():
+        with telling_why():
             yield from map(_entry, self._db.execute(_SELECT + where, values))
 
     def _rows(self, where: str, *values: object) -> list[_Row]:
-        with _telling_why():
+        with telling_why():
             return self._db.execute(_SELECT + where, values).fetchall()
 
 
@@ -384,7 +361,7 @@ def _entry(row: _Row) -> Entry:
     entry_id, body, sig = _cut(row[1])
     entry = Entry(body, sig)
     if entry.id != entry_id:
-        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", _RESTORE)
+        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", RESTORE)
     return entry
 
 
@@ -395,7 +372,7 @@ def _glance(row: _Row) -> Glance:
     except BadEntry:
         glance = None
     if glance is None or glance.id != entry_id:
-        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", _RESTORE)
+        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", RESTORE)
     return glance
 
 
@@ -454,62 +431,4 @@ def _recount(db: sqlite3.Connection, chain: int) -> None:
     twice = author != b"" and len({seq for seq, _ in places}) < len(places)
     total = Total().plus(entry_id for _, entry_id in places)
     height = _height(db, chain, 0, holding.top)
-    _write(
-        db, chain, evolve(holding, height=height, total=total, forked=holding.forked or twice)
-    )
-
-
-def _prepare(db: sqlite3.Connection) -> None:
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    if tables and application != _APPLICATION:
-        raise LedgerError("the file is not a ledger", "give another path")
-    db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.create_function("hlc_of", 1, lambda body: Body.decode(body).hlc)
-    db.create_function("number_of", 1, lambda data: None if data is None else number(data))
-    db.create_function("raw_of", 3, lambda *parts: b"".join(parts))
-    with _transaction(db):
-        (known,) = db.execute("PRAGMA user_version").fetchone()
-        if known > len(schema.MIGRATIONS):
-            raise LedgerError(
-                f"the ledger has schema {known}, this program knows {len(schema.MIGRATIONS)}",
-                "a newer version wrote it: use that one or a newer one",
-            )
-        for statements in schema.MIGRATIONS[known:]:
-            for statement in statements:
-                db.execute(statement)
-        if 0 < known < schema.COUNTED_SINCE:
-            for (chain,) in db.execute("SELECT chain FROM chain").fetchall():
-                _recount(db, chain)
-        db.execute(f"PRAGMA application_id = {_APPLICATION}")
-        db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS)}")
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, and nobody else writes meanwhile."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def _telling_why() -> Iterator[None]:
-    """SQLite's errors as ours, with the way out; misuse of its API stays what it is."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code == sqlite3.SQLITE_CORRUPT:
-            raise Corruption(f"the ledger file is damaged: {error}", _RESTORE) from error
-        reason, hint = _HINTS.get(code, ("the ledger failed", ""))
-        raise LedgerError(f"{reason}: {error}", hint) from error
+    _write(db, chain, evolve(holding, height=height, total=total, forked=holding.forked or twice))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ledger_deals import ALICE, BOB, CAROL, DAVE, NET, Chain
 
-from ledger import schema
+from ledger import database, schema
 from ledger import store as store_module
 from ledger.chain import Head
 from ledger.errors import BrokenChain, Corruption, LedgerError
@@ -387,7 +387,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 def test_a_store_in_use_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "BUSY_WAIT_S", 0.0)
+    monkeypatch.setattr(database, "BUSY_WAIT_S", 0.0)
     with Store.open(path) as store:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -422,6 +422,8 @@ def flipped(data: bytes, place: int, mask: int) -> bytes:
 
 def flip(db: sqlite3.Connection, entry_id: bytes, place: int, mask: int) -> None:
     """Flip bits of a stored entry behind the store's back."""
-    (raw,) = db.execute("SELECT raw FROM entry WHERE substr(raw, 1, 32) = ?", (entry_id,)).fetchone()
+    (raw,) = db.execute(
+        "SELECT raw FROM entry WHERE substr(raw, 1, 32) = ?", (entry_id,)
+    ).fetchone()
     values = (flipped(raw, place, mask), entry_id)
     db.execute("UPDATE entry SET raw = ? WHERE substr(raw, 1, 32) = ?", values)
