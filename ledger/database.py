@@ -1,4 +1,4 @@
-"""The file of the store: no commit is lost, an older file is brought up to date, errors are told."""
+"""The file of the store: no commit is lost, older files are brought up to date, errors are told."""
 
 from __future__ import annotations
 

@@ -51,6 +51,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX entry_ref ON entry(ref) WHERE ref IS NOT NULL",
         "CREATE INDEX entry_vouched ON entry(n) WHERE state = 0",
     ),
+    (
+        "CREATE TABLE carried(chain INTEGER NOT NULL, peer BLOB NOT NULL, owed BLOB NOT NULL,"
+        " refunded BLOB NOT NULL, PRIMARY KEY(chain, peer)) WITHOUT ROWID",
+        "ALTER TABLE chain ADD COLUMN low INTEGER NOT NULL DEFAULT 0",
+    ),
 )
 """What makes schema n+1 of schema n. Append only; a file of schema n has run the first n. A kind
 that is new to the ledger is a new schema, so that a program that cannot read it says so."""

@@ -7,28 +7,33 @@ then lost to a power cut would make us fork ourselves. Signatures are checked by
 An entry may be *vouched* for: a later one of its author's chain is signed and hashes to it, and
 nothing else of it was looked at yet. It counts in `holdings`, so that replicas can compare what
 they hold, and no other reader sees it until `add` brings it again, checked.
+
+An entry may be *pruned*: its id and its place are left, and what its deal amounted to (remains.py).
+It counts in `holdings` and is had already, for all else it is gone.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from attrs import evolve
 
-from ledger import keys
+from ledger import held, keys, remains
 from ledger.chain import Head, check_link
 from ledger.database import RESTORE, opened, telling_why, transaction
-from ledger.errors import BadEntry, BrokenChain, Corruption
+from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
 from ledger.filed import Filed, better, checked, number, vouched
 from ledger.glance import Glance
 from ledger.holdings import ChainKey, Holding, Total
 from ledger.keys import Verify, entry_message
 from ledger.model import Entry, Kind
+from ledger.state import Carried, Deal, Resolution
+from ledger.statements import Checkpoint, Refund
 
 PAGE = 500
 """Entries read at a time."""
@@ -37,7 +42,6 @@ _CLOSING = (Kind.SETTLE, Kind.VOID)
 _VOUCHED, _CHECKED = 0, 1  # the states of an entry
 _SELECT = "SELECT n, raw FROM entry "
 _BY_ID = "start = ? AND substr(raw, 1, 32) = ?"  # bind `_found_by`
-_HOLDING = "author, net, height, top, top_id, count, sum, forked"
 
 _Row: TypeAlias = tuple[int, bytes]
 """(n, what `_raw` makes of an entry)"""
@@ -52,7 +56,7 @@ class Store:
     @staticmethod
     def open(path: Path) -> Store:
         """The store in the file *path*, made or brought up to date. Raises LedgerError."""
-        return Store(opened(path, _recount))
+        return Store(opened(path, held.recount))
 
     def close(self) -> None:
         """Give the file back. Nothing acknowledged waits for it."""
@@ -121,13 +125,13 @@ class Store:
 
     def holding(self, author: bytes, net: bytes) -> Holding:
         """What is held of one chain. Raises LedgerError."""
-        return self._holding((author, net))[1]
+        with telling_why():
+            return held.holding_of(self._db, (author, net))[1]
 
     def holdings(self) -> list[Holding]:
         """What is held of every chain. Raises LedgerError."""
         with telling_why():
-            rows = self._db.execute(f"SELECT {_HOLDING} FROM chain").fetchall()  # noqa: S608 (our own text)
-        return [*map(_held, rows)]
+            return held.holdings(self._db)
 
     def total(self) -> Total:
         """What is held altogether: equal for equal stores. Raises LedgerError."""
@@ -140,11 +144,14 @@ class Store:
             return sorted(self._db.execute("SELECT hlc, substr(raw, 1, 32) FROM entry"))
 
     def glances(self, author: bytes, net: bytes, start: int, stop: int) -> Iterator[Glance]:
-        """A chain's entries from seq *start* to below *stop*, all arms, vouched ones too."""
+        """A chain's entries from seq *start* to below *stop*, all arms, vouched ones too.
+
+        What was pruned is left out.
+        """
         seq, n = start, 0
         while rows := self._rows(
             "JOIN chain USING (chain) WHERE author = ? AND net = ? AND (seq, entry.n) >= (?, ?)"
-            " AND seq < ? ORDER BY seq, entry.n LIMIT ?",
+            " AND seq < ? AND state < 2 ORDER BY seq, entry.n LIMIT ?",
             author,
             net,
             seq,
@@ -159,7 +166,9 @@ class Store:
 
     def glance(self, entry_id: bytes) -> Glance | None:
         """The entry of that id, be it vouched for only. Raises LedgerError."""
-        return next(map(_glance, self._rows(f"WHERE {_BY_ID}", *_found_by(entry_id))), None)
+        return next(
+            map(_glance, self._rows(f"WHERE {_BY_ID} AND state < 2", *_found_by(entry_id))), None
+        )
 
     def head(self, author: bytes, net: bytes) -> Head:
         """Where *author*'s chain on *net* ends: after the highest seq that we hold."""
@@ -191,12 +200,12 @@ class Store:
         """The last *limit* entries stored, newest first; of task *nonce*, if given."""
         if nonce is None:
             return tuple(self._read("WHERE state = 1 ORDER BY n DESC LIMIT ?", limit))
-        found = self._read("WHERE task = ? ORDER BY n DESC", number(nonce[:4]))
+        found = self._read("WHERE task = ? AND state = 1 ORDER BY n DESC", number(nonce[:4]))
         return tuple(islice((e for e in found if e.content.nonce == nonce), limit))
 
     def resolutions(self, alloc_id: bytes) -> tuple[Entry, ...]:
         """The entries that refer to the ALLOC, by id; state.py says which counts."""
-        found = self._read("WHERE ref = ? ORDER BY raw", number(alloc_id[:4]))
+        found = self._read("WHERE ref = ? AND state = 1 ORDER BY raw", number(alloc_id[:4]))
         return tuple(entry for entry in found if entry.content.ref == alloc_id)
 
     def entries(self) -> Iterator[Entry]:
@@ -205,6 +214,63 @@ class Store:
         while rows := self._rows("WHERE n > ? AND state = 1 ORDER BY n LIMIT ?", n, PAGE):
             n = rows[-1][0]
             yield from map(_entry, rows)
+
+    def prune(self, head_id: bytes) -> int:
+        """Drop the deals that are over for good below a HEAD; how many entries went.
+
+        That witnesses signed this HEAD is the caller's to know: it is why nobody can fork what is
+        below it. Nothing of a chain that forked goes. Raises LedgerError if the HEAD is none that
+        we hold all of.
+        """
+        with telling_why(), transaction(self._db):
+            head = self.entry(head_id)
+            if head is None or head.content.kind is not Kind.HEAD:
+                raise LedgerError(f"r-{head_id.hex()} is no HEAD that is held", "fetch it first")
+            key = (head.content.author, head.content.net)
+            chain, holding = held.holding_of(self._db, key)
+            assert chain is not None
+            if holding.forked:
+                return 0
+            below = head.content.seq
+            if holding.height <= below:
+                raise LedgerError(f"entry {holding.height} is missing", "fetch the chain first")
+            if remains.root_below(self._db, chain, below) != _root(head):
+                raise LedgerError("the HEAD is over other entries", "keep both: it is evidence")
+            gone = self._leave_deals(chain, holding.key, below)
+            if gone:
+                self._db.execute(
+                    "UPDATE chain SET low = max(low, ?) WHERE chain = ?", (below, chain)
+                )
+            return gone
+
+    def carried(self, net: bytes) -> list[Carried]:
+        """What pruned entries amount to, for a fold over the others. Raises LedgerError."""
+        with telling_why():
+            rows = self._db.execute(
+                "SELECT chain, author, low FROM chain WHERE net = ? AND low > 0", (net,)
+            )
+            return [
+                Carried(author, peer, low, owed, refunded)
+                for chain, author, low in rows.fetchall()
+                for peer, (owed, refunded) in remains.sums(self._db, chain).items()
+            ]
+
+    def closed(self, deal: Deal) -> Resolution | None:
+        """How a pruned deal ended. Raises LedgerError."""
+        alloc_id, buyer, seller = deal
+        with telling_why():
+            found = remains.closed(self._db, alloc_id, buyer)
+        return found.end if found and found.seller == seller else None
+
+    def pruned_at(self, author: bytes, net: bytes, seq: int) -> frozenset[bytes]:
+        """The ids of what was pruned at this place. Raises LedgerError."""
+        with telling_why():
+            rows = self._db.execute(
+                "SELECT substr(raw, 1, 32) FROM entry JOIN chain USING (chain)"
+                " WHERE author = ? AND net = ? AND seq = ? AND state = 2",
+                (author, net, seq),
+            )
+            return frozenset(entry_id for (entry_id,) in rows)
 
     def scan(self, verify: Verify = keys.verify) -> int:
         """Check everything on disk against its hash and signature; how many entries there are.
@@ -221,6 +287,7 @@ class Store:
             count += len(rows)
             for row in rows:
                 self._check_row(row, verify)
+        self._check_remains()
         if count != self.total().count:
             raise Corruption(f"{count} entries where {self.total().count} are counted", RESTORE)
         return count
@@ -235,19 +302,61 @@ class Store:
         check_link(self.head(body.author, body.net), entry, alloc.content if alloc else None)
 
     def _check_row(self, row: _Row, verify: Verify) -> None:
-        n = row[0]
-        *columns, state = self._db.execute(
-            "SELECT author, net, start, seq, hlc, task, ref, state FROM entry JOIN chain"
+        n, raw = row
+        start = number(raw[:8])
+        *columns, state, low = self._db.execute(
+            "SELECT author, net, start, seq, hlc, task, ref, state, low FROM entry JOIN chain"
             " USING (chain) WHERE entry.n = ?",
             (n,),
-        ).fetchone() or (None,)
+        ).fetchone() or (None, None)
+        if state == remains.PRUNED:  # `_check_remains` looks at all of them together
+            _, _, is_start, seq, _, *empty = columns
+            if is_start != start or seq >= low or empty != [None, None]:
+                raise Corruption(f"entry r-{raw[:32].hex()} is filed under the wrong key", RESTORE)
+            return
         filed = checked(_entry(row)) if state == _CHECKED else vouched(_glance(row))
-        start = number(filed.id[:8])
         if columns != [*filed.key, start, filed.seq, filed.hlc, filed.task, filed.ref]:
             raise Corruption(f"entry r-{filed.id.hex()} is filed under the wrong key", RESTORE)
         author = filed.key[0]
         if filed.is_checked and author and not verify(author, entry_message(filed.id), filed.sig):
             raise Corruption(f"entry r-{filed.id.hex()} has a damaged signature", RESTORE)
+
+    def _check_remains(self) -> None:
+        """That the ids of what was pruned are those under the HEAD, and the sums are theirs."""
+        pruned = self._db.execute("SELECT chain, author, net, low, forked FROM chain WHERE low > 0")
+        for chain, author, net, low, forked in pruned.fetchall():
+            where = f"the chain of {author.hex()} below {low}"
+            heads = (e for e in self.chain(author, low - 1) if e.content.net == net)
+            root = next(map(_root, heads), b"")
+            if not forked and root != remains.root_below(self._db, chain, low):
+                raise Corruption(f"{where} is not what its HEAD is over", RESTORE)
+            try:
+                summed = remains.summed(remains.lefts(self._db, chain))
+            except BadEntry as error:
+                raise Corruption(f"{where} is damaged: {error}", RESTORE) from None
+            if summed != remains.sums(self._db, chain):
+                raise Corruption(f"{where} amounts to something else", RESTORE)
+
+    def _leave_deals(self, chain: int, key: ChainKey, below: int) -> int:
+        """Of the chain's deals that are over and all *below*, leave what has to be; how many."""
+        gone: dict[bytes, remains.Left] = {}
+        for entry in self.chain(key[0]):
+            body = entry.content
+            if body.seq >= below:
+                break
+            if body.net != key[1]:
+                continue
+            if body.kind is Kind.ALLOC:
+                about = self.resolutions(entry.id)
+                if end := remains.end_of(entry, about, below):
+                    gone |= {e.id: None for e in about if e.content.kind is not Kind.REFUND}
+                    gone[entry.id] = remains.Closed(body.peer, end)
+            elif body.kind is Kind.REFUND and remains.is_pruned(self._db, body.ref):
+                gone[entry.id] = remains.Returned(body.peer, Refund.decode(body.terms).amount)
+        for entry_id, left in gone.items():
+            remains.leave(self._db, entry_id, left)
+        remains.carry(self._db, chain, gone.values())
+        return len(gone)
 
     def _file(self, entries: Iterable[Filed]) -> int:
         """Insert what is new, and look at what is not; how many were new."""
@@ -261,7 +370,7 @@ class Store:
                 raw = filed.raw()
                 self._db.execute(
                     "UPDATE entry SET raw = ?, state = 1, task = ?, ref = ?"
-                    " WHERE n = ? AND (state = 0 OR raw > ?)",
+                    " WHERE n = ? AND (state = 0 OR state = 1 AND raw > ?)",
                     (raw, filed.task, filed.ref, n, raw),
                 )
         chains: dict[ChainKey, list[Filed]] = {}
@@ -273,8 +382,8 @@ class Store:
 
     def _extend(self, key: ChainKey, several: Sequence[Filed]) -> None:
         """File new entries of one chain, and what is held of it."""
-        found, holding = self._holding(key)
-        chain = found if found is not None else self._new_chain(key)
+        found, holding = held.holding_of(self._db, key)
+        chain = found if found is not None else held.new_chain(self._db, key)
         self._db.executemany(
             "INSERT INTO entry(start, seq, hlc, task, ref, chain, state, raw)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -285,22 +394,17 @@ class Store:
         )
         seqs = {filed.seq for filed in several}
         is_fork = len(seqs) < len(several) or any(
-            self._is_fork(chain, seq) for seq in seqs if seq < holding.top
+            held.is_fork(self._db, chain, seq) for seq in seqs if seq < holding.top
         )
         top = max(seqs)
         topped = holding.topped(top, min(filed.id for filed in several if filed.seq == top))
-        held = evolve(
+        known = evolve(
             topped,
-            height=_height(self._db, chain, holding.height, topped.top, seqs),
+            height=held.height_from(self._db, chain, holding.height, topped.top, seqs),
             total=holding.total.plus([filed.id for filed in several]),
             forked=holding.forked or (is_fork and key[0] != b""),
         )
-        _write(self._db, chain, held)
-
-    def _new_chain(self, key: ChainKey) -> int:
-        cursor = self._db.execute("INSERT INTO chain(author, net) VALUES (?, ?)", key)
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        held.write(self._db, chain, known)
 
     def _drop(self, entry_id: bytes) -> bool:
         row = self._db.execute(
@@ -310,22 +414,8 @@ class Store:
         if row is None:
             return False
         self._db.execute("DELETE FROM entry WHERE n = ?", row[:1])
-        _recount(self._db, row[1])
+        held.recount(self._db, row[1])
         return True
-
-    def _holding(self, key: ChainKey) -> tuple[int | None, Holding]:
-        with telling_why():
-            row = self._db.execute(
-                f"SELECT chain, {_HOLDING} FROM chain WHERE author = ? AND net = ?",  # noqa: S608 (our own text)
-                key,
-            ).fetchone()
-        return (row[0], _held(row[1:])) if row else (None, Holding(*key))
-
-    def _is_fork(self, chain: int, seq: int) -> bool:
-        found = self._db.execute(
-            "SELECT 1 FROM entry WHERE chain = ? AND seq = ? LIMIT 2", (chain, seq)
-        )
-        return len(found.fetchall()) > 1
 
     def _where(self, entry_ids: Sequence[bytes], also: str = "") -> dict[bytes, int]:
         """The row of each of these that is there."""
@@ -376,59 +466,7 @@ def _glance(row: _Row) -> Glance:
     return glance
 
 
-def _held(row: Sequence[Any]) -> Holding:
-    """Of the columns `_HOLDING`."""
-    author, net, height, top, top_id, count, total, forked = row
-    held = Total(count, int.from_bytes(total, "big"))
-    return Holding(author, net, height, top, top_id, held, bool(forked))
-
-
-def _write(db: sqlite3.Connection, chain: int, holding: Holding) -> None:
-    db.execute(
-        "UPDATE chain SET height = ?, top = ?, top_id = ?, count = ?, sum = ?, forked = ?"
-        " WHERE chain = ?",
-        (
-            holding.height,
-            holding.top,
-            holding.top_id,
-            holding.total.count,
-            holding.total.sum.to_bytes(32, "big"),
-            holding.forked,
-            chain,
-        ),
-    )
-
-
-def _height(
-    db: sqlite3.Connection, chain: int, height: int, top: int, new: Collection[int] = ()
-) -> int:
-    """The first seq from *height* on that is missing, below *top*; *new* ones are there."""
-    while height in new:
-        height += 1
-    if height == top:
-        return height
-    places = db.execute(
-        "SELECT DISTINCT seq FROM entry WHERE chain = ? AND seq >= ? ORDER BY seq", (chain, height)
-    )
-    for (seq,) in places:
-        if seq != height:
-            break
-        height += 1
-    return height
-
-
-def _recount(db: sqlite3.Connection, chain: int) -> None:
-    """What is held of a chain, from its entries; that it forked once is not forgotten."""
-    author, net, forked = db.execute(
-        "SELECT author, net, forked FROM chain WHERE chain = ?", (chain,)
-    ).fetchone()
-    places = db.execute(
-        "SELECT seq, substr(raw, 1, 32) FROM entry WHERE chain = ?", (chain,)
-    ).fetchall()
-    holding = Holding(author, net, forked=bool(forked))
-    for seq, entry_id in places:
-        holding = holding.topped(seq, entry_id)
-    twice = author != b"" and len({seq for seq, _ in places}) < len(places)
-    total = Total().plus(entry_id for _, entry_id in places)
-    height = _height(db, chain, 0, holding.top)
-    _write(db, chain, evolve(holding, height=height, total=total, forked=holding.forked or twice))
+def _root(head: Entry) -> bytes:
+    """What a HEAD says of the entries before it; nothing, if it is another kind of entry."""
+    is_head = head.content.kind is Kind.HEAD
+    return Checkpoint.decode(head.content.terms).root if is_head else b""
