@@ -12,7 +12,7 @@ they hold, and no other reader sees it until `add` brings it again, checked.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from ledger import keys, schema
 from ledger.chain import Head, check_link, origin, rotated_to
 from ledger.database import BUSY_WAIT_S
 from ledger.database import RESTORE as _RESTORE
+from ledger.database import snapshot as _snapshot
 from ledger.database import telling_why as _telling_why
 from ledger.database import transaction as _transaction
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
@@ -63,6 +64,24 @@ class Store:
             )
             try:
                 _prepare(db)
+            except BaseException:
+                db.close()
+                raise
+        return Store(db)
+
+    @staticmethod
+    def view(path: Path) -> Store:
+        """The store in the file *path*, for reading alone: it may be in use. Raises LedgerError."""
+        with _telling_why():
+            db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro",
+                uri=True,
+                timeout=BUSY_WAIT_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                _check_format(db)
             except BaseException:
                 db.close()
                 raise
@@ -223,19 +242,39 @@ class Store:
 
         Raises Corruption, which names the first entry that is not what was stored.
         """
-        with _telling_why():
-            (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
-            if verdict != "ok":
-                raise Corruption(f"the ledger file is damaged: {verdict}", _RESTORE)
+        with _telling_why(), _snapshot(self._db):
+            for problem in self.damage(verify):
+                raise problem
+            return self.total().count
+
+    def damage(
+        self, verify: Verify = keys.verify, seen: Callable[[int], None] = lambda _: None
+    ) -> Iterator[Corruption]:
+        """All that is not as it was stored; *seen* hears how many entries were looked at."""
         count = n = 0
-        while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
-            n = rows[-1][0]
-            count += len(rows)
-            for row in rows:
-                self._check_row(row, verify)
-        if count != self.total().count:
-            raise Corruption(f"{count} entries where {self.total().count} are counted", _RESTORE)
-        return count
+        try:
+            with _telling_why():
+                (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+            if verdict != "ok":
+                yield Corruption(f"the ledger file is damaged: {verdict}", _RESTORE)
+            while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
+                n = rows[-1][0]
+                count += len(rows)
+                yield from self._damaged(rows, verify)
+                seen(count)
+            if count != self.total().count:
+                told = f"{count} entries where {self.total().count} are counted"
+                yield Corruption(told, _RESTORE)
+        except Corruption as problem:  # of the file itself: nothing can be read beyond it
+            yield problem
+
+    def _damaged(self, rows: Iterable[_Row], verify: Verify) -> Iterator[Corruption]:
+        for row in rows:
+            try:
+                with _telling_why():
+                    self._check_row(row, verify)
+            except Corruption as problem:
+                yield problem
 
     def _beginning(self, author: bytes, net: bytes) -> Head:
         # Read once in a key's life, so by looking at every KEYOP: its kind is the 13th byte.
@@ -472,3 +511,14 @@ def _prepare(db: sqlite3.Connection) -> None:
                 _recount(db, chain)
         db.execute(f"PRAGMA application_id = {_APPLICATION}")
         db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS)}")
+
+
+def _check_format(db: sqlite3.Connection) -> None:
+    """That the file is a ledger in today's form, which `open` makes of an older one."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (known,) = db.execute("PRAGMA user_version").fetchone()
+    if application != _APPLICATION:
+        raise LedgerError("the file is not a ledger", "give another path")
+    if known != len(schema.MIGRATIONS):
+        told = f"the ledger has schema {known}, this program knows {len(schema.MIGRATIONS)}"
+        raise LedgerError(told, "start its node once with this version, or use a newer one")
