@@ -16,7 +16,6 @@ from typing import Protocol, TypeAlias
 from attrs import evolve, field, frozen
 
 from ledger import keys
-from ledger.answers import RUN_MAX, Answer, Behind, Refused, Voted
 from ledger.chain import Head, check_entry, check_link, origin, rotated_to
 from ledger.errors import BadEntry, BrokenChain, Corruption
 from ledger.keys import Sign, Verify
@@ -42,6 +41,8 @@ __all__ = [
     "Witness",
 ]
 
+RUN_MAX = 64
+"""Entries that one question may bring."""
 AUTHORS_KEPT_MAX = 1024
 """Authors whose ballot is kept in memory; the others' are in the book."""
 
@@ -91,6 +92,31 @@ class Book(Protocol):
         """Keep *ballot* and the *entries* that are new in it: durable when it returns."""
 
 
+@frozen
+class Voted:
+    """The vote for the last entry of the run, now or before."""
+
+    vote: Vote
+
+
+@frozen
+class Behind:
+    """The witness lacks what is before: it wants the chain from *seq* on."""
+
+    author: bytes
+    net: bytes
+    seq: int
+
+
+@frozen
+class Refused:
+    """No vote. The *evidence*, if any, is two entries that prove a fork (`prove_fork`)."""
+
+    reason: str
+    evidence: tuple[Entry, ...] = ()
+
+
+Answer: TypeAlias = Voted | Behind | Refused
 Refusal: TypeAlias = Callable[[bytes, bytes], str]
 """(author, net) -> why the caller knows that it gets no vote, such as its accounts; or empty."""
 
