@@ -234,7 +234,7 @@ async def test_what_no_chain_tells_of_is_found_entry_by_entry(tmp_path: Path) ->
         open_node(tmp_path, 2, [deal], meets=[one]) as two,
     ):
         await eventually(lambda: two.holds(proof))
-        assert two.forked == one.forked == [BOB.key]
+        await eventually(lambda: two.forked == one.forked == [BOB.key])
         assert two.count("ledger_rounds_full") == 1
 
 
