@@ -115,27 +115,26 @@ class Tree:
 
 @frozen
 class Frontier:
-    """The right edge of a tree: its root and how it grows, in 32 bytes for each bit of its size."""
+    """The right edge of a tree: enough to grow it and to know its root, in up to 64 hashes."""
 
     size: int = 0
     peaks: tuple[bytes, ...] = ()
-    """The nodes over its full subtrees, the largest first."""
+    """The nodes over its full subtrees, the largest first: one for each bit of *size*."""
 
-    def appended(self, leaf: bytes) -> Frontier:
-        """With *leaf* as the next one."""
-        peaks, node, size = list(self.peaks), leaf_hash(leaf), self.size
+    def plus(self, leaf: bytes) -> Frontier:
+        """With the next leaf."""
+        node, peaks, size = leaf_hash(leaf), list(self.peaks), self.size
         while size & 1:
-            node = node_hash(peaks.pop(), node)
-            size >>= 1
+            node, size = node_hash(peaks.pop(), node), size >> 1
         return Frontier(self.size + 1, (*peaks, node))
 
     def root(self) -> bytes:
-        """The same as that of a `Tree` of these leaves."""
+        """The root over all leaves."""
         if not self.peaks:
             return EMPTY
-        *rest, node = self.peaks
-        for peak in reversed(rest):
-            node = node_hash(peak, node)
+        *others, node = self.peaks
+        for left in reversed(others):
+            node = node_hash(left, node)
         return node
 
 

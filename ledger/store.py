@@ -12,8 +12,7 @@ they hold, and no other reader sees it until `add` brings it again, checked.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +21,12 @@ from typing import Any, TypeAlias
 from attrs import evolve
 
 from ledger import keys, schema
-from ledger.chain import Head, check_link
+from ledger.chain import Head, check_link, origin, rotated_to
+from ledger.database import BUSY_WAIT_S
+from ledger.database import RESTORE as _RESTORE
+from ledger.database import snapshot as _snapshot
+from ledger.database import telling_why as _telling_why
+from ledger.database import transaction as _transaction
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
 from ledger.filed import Filed, better, checked, vouched
 from ledger.glance import Glance
@@ -30,23 +34,12 @@ from ledger.holdings import ChainKey, Holding, Total
 from ledger.keys import Verify, entry_message
 from ledger.model import Body, Entry, Kind
 
-BUSY_WAIT_S = 5.0
-"""How long another process's transaction is waited for."""
 PAGE = 500
 """Entries read at a time."""
 
 _PAGE_BYTES = 8192  # entries of 500-700 bytes leave less of such a page empty: 8 % less disk
 _APPLICATION = 0x6D4C6431  # "mLd1": this SQLite file is ours
 _CLOSING = (Kind.SETTLE, Kind.VOID)
-_RESTORE = "move the file away and fetch the entries from other nodes again"
-_HINTS = {
-    sqlite3.SQLITE_BUSY: ("the ledger is in use", "another process holds it: stop that one"),
-    sqlite3.SQLITE_FULL: ("the disk is full", "make room: nothing was written"),
-    sqlite3.SQLITE_READONLY: ("the ledger may not be written", "check the file's permissions"),
-    sqlite3.SQLITE_CANTOPEN: ("the ledger cannot be opened", "check the folder's permissions"),
-    sqlite3.SQLITE_IOERR: ("the disk failed", "nothing was acknowledged: check the disk"),
-    sqlite3.SQLITE_NOTADB: ("the file is not a ledger", "give another path"),
-}
 
 _SELECT = "SELECT n, id, body, sig FROM entry "
 _BY_ID = "substr(id, 1, 8) = substr(?, 1, 8) AND id = ?"  # bind the id twice
@@ -71,6 +64,24 @@ class Store:
             )
             try:
                 _prepare(db)
+            except BaseException:
+                db.close()
+                raise
+        return Store(db)
+
+    @staticmethod
+    def view(path: Path) -> Store:
+        """The store in the file *path*, for reading alone: it may be in use. Raises LedgerError."""
+        with _telling_why():
+            db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro",
+                uri=True,
+                timeout=BUSY_WAIT_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                _check_format(db)
             except BaseException:
                 db.close()
                 raise
@@ -179,14 +190,17 @@ class Store:
         return next(map(_glance, self._rows(f"WHERE {_BY_ID}", entry_id, entry_id)), None)
 
     def head(self, author: bytes, net: bytes) -> Head:
-        """Where *author*'s chain on *net* ends: after the highest seq that we hold."""
+        """Where *author*'s chain on *net* ends: after the highest seq that we hold.
+
+        A chain without entries begins at the ROTATE to *author*, if we hold one.
+        """
         last = self._read(
             "JOIN chain USING (chain) WHERE author = ? AND net = ? AND checked"
             " ORDER BY seq DESC, id LIMIT 1",
             author,
             net,
         )
-        return next(map(Head.after, last), Head.start(author, net))
+        return next(map(Head.after, last), None) or self._beginning(author, net)
 
     def chain(self, author: bytes, after_seq: int = -1) -> Iterator[Entry]:
         """*author*'s entries by seq, all arms of a fork, gaps left out; on every network."""
@@ -229,22 +243,48 @@ class Store:
         Raises Corruption, which names the first entry that is not what was stored.
         """
         with _telling_why(), _snapshot(self._db):
-            return self._scan(verify)
+            for problem in self.damage(verify):
+                raise problem
+            return self.total().count
 
-    def _scan(self, verify: Verify) -> int:
-        with _telling_why():
-            (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
-            if verdict != "ok":
-                raise Corruption(f"the ledger file is damaged: {verdict}", _RESTORE)
+    def damage(
+        self, verify: Verify = keys.verify, seen: Callable[[int], None] = lambda _: None
+    ) -> Iterator[Corruption]:
+        """All that is not as it was stored; *seen* hears how many entries were looked at."""
         count = n = 0
-        while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
-            n = rows[-1][0]
-            count += len(rows)
-            for row in rows:
-                self._check_row(row, verify)
-        if count != self.total().count:
-            raise Corruption(f"{count} entries where {self.total().count} are counted", _RESTORE)
-        return count
+        try:
+            with _telling_why():
+                (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+            if verdict != "ok":
+                yield Corruption(f"the ledger file is damaged: {verdict}", _RESTORE)
+            while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
+                n = rows[-1][0]
+                count += len(rows)
+                yield from self._damaged(rows, verify)
+                seen(count)
+            if count != self.total().count:
+                told = f"{count} entries where {self.total().count} are counted"
+                yield Corruption(told, _RESTORE)
+        except Corruption as problem:  # of the file itself: nothing can be read beyond it
+            yield problem
+
+    def _damaged(self, rows: Iterable[_Row], verify: Verify) -> Iterator[Corruption]:
+        for row in rows:
+            try:
+                with _telling_why():
+                    self._check_row(row, verify)
+            except Corruption as problem:
+                yield problem
+
+    def _beginning(self, author: bytes, net: bytes) -> Head:
+        # Read once in a key's life, so by looking at every KEYOP: its kind is the 13th byte.
+        found = self._read(
+            "WHERE checked AND substr(body, 13, 1) = ? AND instr(body, ?) ORDER BY id",
+            bytes([Kind.KEYOP]),
+            author,
+        )
+        rotates = (e for e in found if (rotated_to(e), e.content.net) == (author, net))
+        return next(map(Head.heir, rotates), Head.start(author, net))
 
     def _check_own(self, entry: Entry) -> None:
         body = entry.content
@@ -253,7 +293,10 @@ class Store:
             others = (other.content for other in self.resolutions(body.ref))
             if any(o.author == body.author and o.kind in _CLOSING for o in others):
                 raise BrokenChain("the ALLOC is resolved already")
-        check_link(self.head(body.author, body.net), entry, alloc.content if alloc else None)
+        head = self.head(body.author, body.net)
+        if head.seq == 0:  # it may begin at zeros, or at any ROTATE to its author
+            head = origin(body, self.entry(body.prev))
+        check_link(head, entry, alloc.content if alloc else None)
 
     def _check_row(self, row: _Row, verify: Verify) -> None:
         n, entry_id, _, _ = row
@@ -470,39 +513,12 @@ def _prepare(db: sqlite3.Connection) -> None:
         db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS)}")
 
 
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, and nobody else writes meanwhile."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def _snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """What is read is of one moment, whatever others write meanwhile."""
-    db.execute("BEGIN")
-    try:
-        yield
-    finally:
-        db.execute("ROLLBACK")
-
-
-@contextmanager
-def _telling_why() -> Iterator[None]:
-    """SQLite's errors as ours, with the way out; misuse of its API stays what it is."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code == sqlite3.SQLITE_CORRUPT:
-            raise Corruption(f"the ledger file is damaged: {error}", _RESTORE) from error
-        reason, hint = _HINTS.get(code, ("the ledger failed", ""))
-        raise LedgerError(f"{reason}: {error}", hint) from error
+def _check_format(db: sqlite3.Connection) -> None:
+    """That the file is a ledger in today's form, which `open` makes of an older one."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (known,) = db.execute("PRAGMA user_version").fetchone()
+    if application != _APPLICATION:
+        raise LedgerError("the file is not a ledger", "give another path")
+    if known != len(schema.MIGRATIONS):
+        told = f"the ledger has schema {known}, this program knows {len(schema.MIGRATIONS)}"
+        raise LedgerError(told, "start its node once with this version, or use a newer one")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -15,9 +14,11 @@ from attrs import frozen
 
 from ledger.merge import Merger
 from ledger.store import Store
+from ledger.votes import VoteBook
 from mesh.config import Config
 from mesh.errors import ConfigError
-from mesh.identity.keys import NodeKey, load, load_or_create
+from mesh.identity.custody import why_retired
+from mesh.identity.keys import SETTING, NodeKey, load, load_or_create, lock
 from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
 from mesh.paths import Home
 from mesh.rumours import verify
@@ -42,6 +43,10 @@ class Belongings:
     """The same, for what comes from others."""
     index: Store
     """The same, for look-ups within the event loop."""
+    petition: Store
+    """The same, for what witnesses are shown of our chain."""
+    votes: VoteBook | None
+    """Where we are a witness: what we voted for."""
     blocks: DiskBlocks
     scratch: Path
     epoch: int
@@ -70,17 +75,22 @@ def _open_all(config: Config, home: Home, stack: ExitStack) -> Belongings:
     key = load(key_path) if config.identity.key_file else load_or_create(key_path)
     blocks = DiskBlocks(home.data / "blocks", config.storage.quota)
     stack.callback(blocks.close)
-    stack.callback(os.close, _lock(key_path))
+    stack.callback(os.close, lock(key_path))
     scratch = home.data / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)  # ours alone: the store's lock is held
     _make_private(scratch)
     blocks.put(EMPTY_FILE, b"")  # what most runs leave: never worth a fetch
     blocks.put(EMPTY_DIR, EMPTY_DIR_BLOCK)
     journal = stack.enter_context(open_journal(home.state / "node.sqlite"))
-    ledger, reader, replica, index = [
-        stack.enter_context(Store.open(home.state / "ledger.sqlite")) for _ in range(4)
+    ledger, reader, replica, index, petition = [
+        stack.enter_context(Store.open(home.state / "ledger.sqlite")) for _ in range(5)
     ]
+    if reason := why_retired(ledger, key.peer):
+        raise ConfigError(SETTING, reason, "finish it: mesh key rotate; or name another key")
     merger = stack.enter_context(Merger(replica, verify=verify))
+    votes = None
+    if config.ledger.witness:
+        votes = stack.enter_context(VoteBook.open(home.state / "votes.sqlite", key.peer))
     return Belongings(
         key=key,
         is_new_key=is_new_key,
@@ -90,25 +100,12 @@ def _open_all(config: Config, home: Home, stack: ExitStack) -> Belongings:
         reader=reader,
         merger=merger,
         index=index,
+        petition=petition,
+        votes=votes,
         blocks=blocks,
         scratch=scratch,
         epoch=journal.next_epoch(),
     )
-
-
-def _lock(key_path: Path) -> int:
-    """Two nodes with one key would fork its chain: on one machine the second is turned away."""
-    descriptor = os.open(key_path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(
-            "identity.key_file", f"another node runs with {key_path}", "give each a key of its own"
-        ) from None
-    except OSError as error:
-        _log.warning("%s cannot be locked: %s", key_path, error)
-    return descriptor
 
 
 def _make_private(folder: Path) -> None:

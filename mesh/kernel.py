@@ -56,6 +56,7 @@ from mesh.sansio import (
     Action,
     AppendEntry,
     CancelRequested,
+    Certified,
     ChainConfirmed,
     Collected,
     Event,
@@ -111,7 +112,9 @@ class Kernel:
         self._owner = Capacity()
         self._announcer = Announcer(identity, policy, epoch)
         self._clock = clock
-        self._own = OwnChain(past, identity.sign, is_confirmed=is_confirmed)
+        self._own = OwnChain(
+            past, identity.sign, head_every=policy.head_every, is_confirmed=is_confirmed
+        )
         self.credit = Credit(
             identity.peer,
             books,
@@ -161,6 +164,11 @@ class Kernel:
     def head(self) -> Head:
         """The end of our chain, not yet durable entries included."""
         return self._own.head
+
+    @property
+    def tier(self) -> str:
+        """How overspending is met here: "T0", "T1" or "T2"."""
+        return "T2" if self._policy.witnesses else self._policy.tier
 
     @property
     def is_confirmed(self) -> bool:
@@ -255,6 +263,8 @@ class Kernel:
                 return self._tenancies.run_lost(task, fence, reason, now)
             case Collected(task, fence, reason):
                 return self._auctioneer.collected(task, fence, reason, now)
+            case Certified():
+                return self._auctioneer.certified(event, now)
             case ChainConfirmed(lost):
                 return self._confirm([Entry.decode(data) for data in lost], now)
             case Learned(entries, forked):

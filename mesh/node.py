@@ -25,27 +25,33 @@ from attrs import define, evolve, field
 
 import mesh
 from ledger.errors import BadEntry, BrokenChain, LedgerError
+from ledger.quorum import Quorum
 from ledger.state import Accounts
+from ledger.witness import Witness
 from mesh import codec
 from mesh.api.monitor import open_monitor
 from mesh.api.server import open_api
+from mesh.auditor import Auditor
 from mesh.belongings import Belongings, open_belongings, read_psk
+from mesh.bookkeeper import Bookkeeper, Tier
 from mesh.broadcast import Broadcast
+from mesh.certifying import Certifying, Witnessing
 from mesh.config import Config
-from mesh.desk import Desk, earned_by
+from mesh.desk import Desk
 from mesh.driver import Driver
-from mesh.errors import Corruption, MeshError, PeerError, Stopped, Unavailable
+from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Stopped, Unavailable
 from mesh.identity.keys import identity
-from mesh.ids import PeerId, format_peer
+from mesh.ids import NET, PeerId, format_peer, parse_peer
 from mesh.kernel import Kernel
 from mesh.market.bidding import Shop
 from mesh.market.credit import read_books
 from mesh.market.own_chain import read_past
 from mesh.market.policy import Policy
-from mesh.network.network import BLOCKS, LEDGER, Network, NetworkConfig, open_network
+from mesh.network.network import BLOCKS, LEDGER, WITNESS, Network, NetworkConfig, open_network
 from mesh.paths import Home
 from mesh.performer import Performer
 from mesh.replication import Replication, ReplicationConfig
+from mesh.rerun import Rerunner
 from mesh.resources.probe import Probe, ThisMachine, watch
 from mesh.rumours import Rumours
 from mesh.runtime.execution import Workshop
@@ -57,8 +63,6 @@ from mesh.upkeep import advertise, scan, sweep
 
 _log = logging.getLogger("mesh.node")
 
-NET = b"mesh/1\0\0"
-"""The network's name in every ledger entry, 8 bytes."""
 SPEED = 500_000
 """Fuel per ms and core that a node claims before its own runs have corrected it."""
 LEAVE_S = 2.0
@@ -137,6 +141,8 @@ def _gather(config: Config, home: Home, files: Belongings) -> Facts:
         window_ms=config.market.window_ms,
         ttl_ms=config.market.lease_ttl_s * 1000,
         credit_line=config.ledger.credit_line,
+        tier=config.ledger.tier,
+        witnesses=tuple(quorum.members) if (quorum := _quorum(config)) else (),
     )
     sold = config.sell.capacity(machine)
     shop = Shop(
@@ -150,6 +156,8 @@ def _gather(config: Config, home: Home, files: Belongings) -> Facts:
     )
     peer = files.key.peer
     past = read_past(peer, NET, (e for e in files.ledger.chain(peer) if e.content.net == NET))
+    if past.head.seq == 0:  # an heir's chain begins at the ROTATE
+        past = evolve(past, head=files.ledger.head(peer, NET))
     return Facts(
         peer=files.key.peer,
         policy=policy,
@@ -189,8 +197,9 @@ async def _serve(
     async with AsyncExitStack() as stack:
         alarm = _Alarm()
         replication = _replicate(config, files, kernel, driver, alarm)
+        witnessing = _witness(files, kernel, alarm)
         network = await stack.enter_async_context(
-            _join(config, home, files, driver, alarm, replication)
+            _join(config, home, files, driver, alarm, replication, witnessing)
         )
         replication.network = network
         supervisor = await stack.enter_async_context(
@@ -210,7 +219,27 @@ async def _serve(
         )
         workshop = Workshop(files.blocks, supervisor, performer.bring, files.scratch)
         performer.workshop = workshop
-        performer.earned = earned_by(files.key.peer, files.ledger.entries())
+        counters: list[Callable[[], Mapping[str, int]]] = [replication.statistics]
+        quorum = _quorum(config)
+        if quorum:
+            learn = replication.learn_from
+            certifying = Certifying(quorum, files.petition, learn, witnessing, network)
+            performer.certify = certifying.certify
+            counters.append(lambda: certifying.tally)
+        if witnessing:
+            counters.append(witnessing.statistics)
+        reading = trio.CapacityLimiter(1)
+        bookkeeper = Bookkeeper(
+            me=files.key.peer,
+            ledger=files.reader,
+            reading=reading,
+            merge=replication.learn_from,
+            driver=driver,
+            credit=kernel.credit,
+            tier=_tier(kernel, quorum),
+        )
+        rerunner = Rerunner(files.key.peer, files.blocks, workshop, performer.fetch)
+        auditor = Auditor(files.key.peer, files.reader, reading, rerunner)
         desk = Desk(
             kernel=kernel,
             driver=driver,
@@ -220,14 +249,14 @@ async def _serve(
             network=network,
             blocks=files.blocks,
             quota=config.storage.quota,
-            ledger=files.reader,
+            bookkeeper=bookkeeper,
+            auditor=auditor,
             scratch=files.scratch,
             agent=_agent(),
             started_at=trio.current_time(),
-            doors=[replication.statistics],
+            doors=counters,
         )
         performer.said, performer.received = replication.push, replication.look_at
-        replication.learn = performer.earn
         for service in (
             alarm.heard,
             replication.run,
@@ -293,9 +322,42 @@ def _replicate(
         rng=Random(),  # noqa: S311  (jitter, nothing secret)
         tally=tally,
         config=ReplicationConfig(
-            repair_s=float(settings.repair_s), full_repair_s=float(settings.full_repair_s)
+            is_bilateral=settings.tier == "T0",
+            repair_s=float(settings.repair_s),
+            full_repair_s=float(settings.full_repair_s),
         ),
     )
+
+
+def _quorum(config: Config) -> Quorum | None:
+    """Whom we ask for votes. Raises ConfigError."""
+    settings = config.ledger
+    if settings.tier != "T2":
+        return None
+    try:
+        return Quorum.of([parse_peer(text) for text in settings.witnesses])
+    except LedgerError as error:
+        raise ConfigError("ledger.witnesses", error.reason, error.hint) from None
+
+
+def _tier(kernel: Kernel, quorum: Quorum | None) -> Tier:
+    if quorum is None:
+        return Tier(kernel.tier)
+    return Tier(kernel.tier, len(quorum.members), quorum.needed)
+
+
+def _witness(files: Belongings, kernel: Kernel, alarm: _Alarm) -> Witnessing | None:
+    """Ourselves as a witness, where our owner wants that."""
+    if files.votes is None:
+        return None
+
+    def refusal(author: bytes, net: bytes) -> str:
+        if net != NET:
+            return "another network"
+        return "its key forked or is retired" if kernel.credit.is_frozen(PeerId(author)) else ""
+
+    us = kernel.identity
+    return Witnessing(Witness(us.peer, us.sign, files.votes, refusal=refusal), alarm.ring)
 
 
 @asynccontextmanager
@@ -306,6 +368,7 @@ async def _join(
     driver: Driver,
     alarm: _Alarm,
     replication: Replication,
+    witnessing: Witnessing | None,
 ) -> AsyncIterator[Network]:
     """The network, its frames and offers posted to the driver."""
     met: list[Network] = []
@@ -351,8 +414,8 @@ async def _join(
         rng=Random(),  # noqa: S311  (jitter, nothing secret)
         on_frame=on_frame,
         on_offer=on_offer,
-        serve={BLOCKS: serve_blocks},
-        topics=[replication.rumours.topic],
+        serve={BLOCKS: serve_blocks} | ({WITNESS: witnessing.answer} if witnessing else {}),
+        topics=[] if replication.config.is_bilateral else [replication.rumours.topic],
         answers={LEDGER: replication.answer},
     ) as network:
         met.append(network)

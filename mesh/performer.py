@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import assert_never
 
 import trio
 from attrs import define, field
 
-from ledger.model import Entry, Kind
+from ledger.model import Entry
+from ledger.quorum import Certificate
 from ledger.store import Store
 from mesh import codec
 from mesh.broadcast import Broadcast
@@ -24,6 +25,8 @@ from mesh.runtime.execution import Gate, Workshop
 from mesh.sansio import (
     Action,
     AppendEntry,
+    Certified,
+    Certify,
     Collect,
     Collected,
     ContinueRun,
@@ -54,8 +57,6 @@ BLOCKS_MAX = 1 << 20
 FETCH_S = 60.0
 RATE_MIN = 64 << 10
 """Bytes/s, after `FETCH_S`: who sends slower would hold our capacity for nothing."""
-COUNTED_MAX = 4096
-"""Earnings that are remembered as counted: what comes twice comes at about the same time."""
 STREAMS_MAX = 8 << 20
 """Bytes of a task's stdout or stderr with room to spare."""
 
@@ -86,13 +87,12 @@ class Performer:
         self.workshop: Workshop | None = None
         self.tally: Counter[str] = Counter()
         self.transfers = Tally()
-        self.earned = 0
-        """µcr settled in our favour, by the entries we hold."""
         self.said: Callable[[Sequence[Entry]], None] = lambda _: None
         """Hears of our own entries once they are durable."""
+        self.certify: Callable[[Entry], Awaitable[Certificate]] | None = None
+        """Asks the witnesses, where there are any. Raises Unavailable."""
         self.received: Callable[[Sequence[Entry]], None] = lambda _: None
         """Hears of others' entries that a deal brought, once they are durable."""
-        self._counted: OrderedDict[bytes, None] = OrderedDict()
         self.hostings: dict[tuple[TaskId, int], Hosting] = {}
         """As many as the kernel sold room for."""
         self._driver = driver
@@ -117,36 +117,21 @@ class Performer:
         others = [Entry.decode(write.entry) for write in entries if not write.is_own]
         own = [Entry.decode(write.entry) for write in entries if write.is_own]
         records = [write for write in writes if not isinstance(write, AppendEntry)]
-        new = await trio.to_thread.run_sync(self._write, others, records, own, limiter=self._disk)
-        self.earn(new)
+        await trio.to_thread.run_sync(self._write, others, records, own, limiter=self._disk)
         if others:
             self.received(others)
         if own:
             self.said(own)
 
-    def earn(self, entries: Iterable[Entry]) -> None:
-        """Count what new *entries* settle in our favour: by a deal or by replication, once."""
-        for entry in entries:
-            body = entry.content
-            is_ours = body.kind is Kind.SETTLE and body.peer == self._network.peer
-            if is_ours and entry.id not in self._counted:
-                self.earned += body.deal.amount
-                self._counted[entry.id] = None
-                if len(self._counted) > COUNTED_MAX:
-                    self._counted.popitem(last=False)
-
     def _write(
         self, others: Sequence[Entry], records: Sequence[Write], own: Sequence[Entry]
-    ) -> list[Entry]:
-        """Which of *others* were new."""
-        new = [entry for entry in others if self._ledger.entry(entry.id) is None]
+    ) -> None:
         if others:
             self._ledger.add(others)
         if records:
             self._journal.commit(records)
         if own:
             self._ledger.append_own(own)
-        return new
 
     async def recall(self, task: TaskId) -> TaskRecord | None:
         """A task of any age, from the journal."""
@@ -172,6 +157,8 @@ class Performer:
                     hosted.scope.cancel()
             case Collect():
                 self._nursery.start_soon(self._collect, action)
+            case Certify():
+                self._nursery.start_soon(self._certify, action)
             case Penalize(peer, reason):
                 self._network.penalize(peer, reason)
             case Notify(notice):
@@ -280,6 +267,15 @@ class Performer:
                 await self._driver.post(RunLost(run.task, run.fence, str(error)[:512]))
             finally:
                 del self.hostings[key]
+
+    async def _certify(self, asked: Certify) -> None:
+        assert self.certify is not None, "there are no witnesses to ask"
+        certificate, reason = b"", ""
+        try:
+            certificate = (await self.certify(Entry.decode(asked.entry))).encode()
+        except Unavailable as error:
+            reason = str(error)[:512]
+        await self._driver.post(Certified(asked.task, asked.fence, certificate, reason))
 
     async def _collect(self, collect: Collect) -> None:
         reason = ""

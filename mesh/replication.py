@@ -68,6 +68,8 @@ T = TypeVar("T")
 class ReplicationConfig:
     """Times in seconds."""
 
+    is_bilateral: bool = False
+    """T0: nothing is pushed nor repaired; peers are asked for our chain's end, and are answered."""
     repair_s: float = 30.0
     full_repair_s: float = 3600.0
     gather_s: float = 0.1
@@ -108,8 +110,6 @@ class Replication:
     """Ends the node."""
     rng: Random
     tally: Counter[str]
-    learn: Callable[[Sequence[Entry]], None] = lambda _: None
-    """Hears of every new entry of others, in the event loop."""
     config: ReplicationConfig = field(factory=ReplicationConfig)
     network: Network | None = None
     """Set once it is there."""
@@ -143,10 +143,10 @@ class Replication:
         await self._in_turn(self._recall)
         self._full_at = trio.current_time() + self.config.full_repair_s * self.rng.random()
         async with trio.open_nursery() as nursery:
-            for service in (
-                *(self._say, self._look, self._merge, self._tidy),
-                *(self._confirm, self._repair),
-            ):
+            services = [self._look, self._tidy, self._confirm]
+            if not self.config.is_bilateral:
+                services += [self._say, self._merge, self._repair]
+            for service in services:
                 nursery.start_soon(service)
 
     def statistics(self) -> dict[str, int]:
@@ -158,9 +158,15 @@ class Replication:
 
     def push(self, entries: Iterable[Entry]) -> None:
         """Tell everybody of *entries*, which are durable here. Never waits."""
+        if self.config.is_bilateral:
+            return
         for entry in entries:
             self.rumours.note([entry.id])
             self._publish(entry.encode())
+
+    async def learn_from(self, wires: Sequence[bytes]) -> Merged:
+        """Merge encoded entries that came by another way: a file, or a witness's evidence."""
+        return await self._quietly(partial(self.merger.merge, wires, _now_ms()))
 
     def look_at(self, entries: Sequence[Entry]) -> None:
         """Others' *entries* that came by another way, and are durable here. Never waits."""
@@ -287,7 +293,6 @@ class Replication:
         news, self._news = self._news, []
         forks, self._forks = self._forks, []
         self.rumours.note(entry.id for entry in news)
-        self.learn(news)
         for fork in forks:
             self.tally["ledger_forks"] += 1
             _log.warning("%s forked its chain", short_peer(fork.author))

@@ -2,7 +2,7 @@
 
 A node has one chain: as a buyer it awards and pays there, as a seller it claims and sets lines.
 After a start nothing is signed until peers have confirmed where the chain ends: a restored backup
-would fork us. Every `HEAD_EVERY` entries we sign all before it (ledger/proof.py).
+would fork us. Every so many entries we sign all before them, with a HEAD (ledger/proof.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ledger.statements import Line
 from mesh.ids import PeerId
 from mesh.sansio import Action, AppendEntry
 
-HEAD_EVERY = 1_024
 CLOSINGS_MAX = 1_024
 """The last SETTLEs and VOIDs that are kept: sellers may not have got them before a restart."""
 CLAIMS_MAX = 4_096
@@ -60,7 +59,7 @@ def read_past(author: PeerId, net: bytes, entries: Iterable[Entry]) -> Past:
     claims: deque[bytes] = deque(maxlen=CLAIMS_MAX)
     lines: dict[bytes, int] = {}
     for entry in entries:
-        head, frontier = Head.after(entry), frontier.appended(entry.id)
+        head, frontier = Head.after(entry), frontier.plus(entry.id)
         body = entry.content
         match body.kind:
             case Kind.ALLOC:
@@ -91,11 +90,12 @@ def read_past(author: PeerId, net: bytes, entries: Iterable[Entry]) -> Past:
 class OwnChain:
     """The end of our chain; the one place where it grows."""
 
-    def __init__(self, past: Past, sign: Sign, *, is_confirmed: bool) -> None:
+    def __init__(self, past: Past, sign: Sign, *, head_every: int, is_confirmed: bool) -> None:
         self.head = past.head
         self.is_confirmed = is_confirmed
         self._frontier = past.frontier
         self._sign = sign
+        self._head_every = head_every
 
     def why_not(self, reserve: int = 0) -> str:
         """Why nothing that reserves so much may be signed now, or the empty string."""
@@ -109,13 +109,13 @@ class OwnChain:
         """Sign the next entry, and a HEAD after it where one is due."""
         assert self.is_confirmed, UNCONFIRMED
         self.head, entry = write(self.head, wall_ms)
-        self._frontier = self._frontier.appended(entry.id)
+        self._frontier = self._frontier.plus(entry.id)
         actions: list[Action] = [AppendEntry(entry.encode(), is_own=True)]
-        if self.head.seq % HEAD_EVERY == 0:
+        if self.head.seq % self._head_every == 0:
             self.head, signed = chain.checkpoint(
                 self.head, self._frontier.root(), wall_ms=wall_ms, sign=self._sign
             )
-            self._frontier = self._frontier.appended(signed.id)
+            self._frontier = self._frontier.plus(signed.id)
             actions.append(AppendEntry(signed.encode(), is_own=True))
         return entry, actions
 
@@ -125,5 +125,5 @@ class OwnChain:
         if (body.seq, body.prev) != (self.head.seq, self.head.prev):
             return False
         self.head = Head.after(entry)
-        self._frontier = self._frontier.appended(entry.id)
+        self._frontier = self._frontier.plus(entry.id)
         return True

@@ -41,6 +41,8 @@ BLOCKS = "/mesh/1/blocks"
 """The request protocol of storage."""
 LEDGER = "/mesh/ledger/1"
 """The protocol of calls between replicas of the ledger."""
+WITNESS = "/mesh/1/witness"
+"""The request protocol of votes for what is signed on a chain."""
 PATROL_S = 0.5
 FAULT = 3.0
 """Score of one protocol fault: four in quick succession make a ban."""

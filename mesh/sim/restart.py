@@ -28,6 +28,7 @@ def restore(
     epoch: int,
     epoch_ms: int,
     shop: Shop,
+    is_new: bool,
 ) -> Kernel:
     """A kernel that takes up where the disk left off."""
     entries = [Entry.decode(data) for data in contents.entries]
@@ -38,7 +39,7 @@ def restore(
         rng,
         past=read_past(identity.peer, NET, entries),
         books=read_books(identity.peer, Accounts(NET), [*entries, *others]),
-        is_confirmed=not entries,
+        is_confirmed=is_new,
         records=_recent(list(contents.records.values()), policy),
         tenancies=tuple(contents.tenancies.values()),
         epoch=epoch,

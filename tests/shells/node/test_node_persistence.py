@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from ledger_deals import ALICE, BOB, CAROL, Chain, Party
+from ledger_deals import ALICE, BOB, Chain, Party
 from market_players import Table, order
 from nacl.signing import SigningKey
 from node_hands import open_hands
@@ -62,26 +62,6 @@ async def test_a_receipt_is_durable_before_the_account_is_forgotten(
         other.close()
         assert hands.journal.tasks(1) == []
         assert list(hands.ledger.entries()) == [entry]
-
-
-async def test_a_receipt_that_comes_twice_is_earned_once(tmp_path: Path) -> None:
-    async with open_hands(tmp_path) as hands:
-        chain = Chain(BOB)
-        alloc = chain.alloc(US)
-        settle = chain.settle(US, alloc)
-        again = AppendEntry(settle.encode(), is_own=False)
-        await hands.performer.persist([AppendEntry(alloc.encode(), is_own=False), again, again])
-        await hands.performer.persist([again])
-        hands.performer.earn([settle])  # by replication, at about the same time
-        assert hands.performer.earned == settle.content.deal.amount
-
-
-async def test_what_others_earn_is_not_ours(tmp_path: Path) -> None:
-    async with open_hands(tmp_path) as hands:
-        chain = Chain(BOB)
-        alloc = chain.alloc(ALICE)
-        hands.performer.earn([alloc, chain.settle(ALICE, alloc), chain.line(CAROL, 5)])
-        assert hands.performer.earned == 0
 
 
 async def test_entries_are_told_of_once_they_are_durable(tmp_path: Path) -> None:

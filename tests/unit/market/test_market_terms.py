@@ -203,7 +203,7 @@ class Books:
     def open(self) -> None:
         """As after a start."""
         past = self.past()
-        self.own = OwnChain(past, BUYER.identity.sign, is_confirmed=True)
+        self.own = OwnChain(past, BUYER.identity.sign, head_every=1_024, is_confirmed=True)
         self.accounts = Accounts(BUYER.identity, self.policy, self.own, past)
 
     def past(self) -> Past:
