@@ -50,7 +50,6 @@ class Node:
     store: Store
     posted: list[Event] = field(factory=list)
     alarms: list[MeshError] = field(factory=list)
-    earned: list[Entry] = field(factory=list)
 
     @property
     def where(self) -> str:
@@ -92,7 +91,6 @@ async def open_node(
     path = folder / f"{index}.sqlite"
     posted: list[Event] = []
     alarms: list[MeshError] = []
-    earned: list[Entry] = []
     tally: Counter[str] = Counter()
 
     async def post(event: Event) -> None:
@@ -114,7 +112,6 @@ async def open_node(
             rng=Random(index),
             tally=tally,
             config=config,
-            learn=earned.extend,
         )
         bootstrap = tuple(node.where for node in meets)
         async with open_network(
@@ -129,7 +126,7 @@ async def open_node(
             replication.network = network
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(replication.run)
-                yield Node(replication, network, own, posted, alarms, earned)
+                yield Node(replication, network, own, posted, alarms)
                 nursery.cancel_scope.cancel()
 
 
