@@ -121,7 +121,7 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 @contextmanager
 def snapshot(db: sqlite3.Connection) -> Iterator[None]:
     """What is read is of one moment, whatever others write meanwhile."""
-    if db.in_transaction:  # which is one moment already
+    if db.in_transaction:  # that moment is the caller's
         yield
         return
     db.execute("BEGIN")
