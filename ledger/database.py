@@ -37,6 +37,16 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
+def snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """What is read is of one moment, whatever others write meanwhile."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
+
+
+@contextmanager
 def telling_why(restore: str = RESTORE) -> Iterator[None]:
     """SQLite's errors as ours, with the way out; misuse of its API stays what it is."""
     try:

@@ -24,6 +24,7 @@ from ledger import keys, schema
 from ledger.chain import Head, check_link, origin, rotated_to
 from ledger.database import BUSY_WAIT_S
 from ledger.database import RESTORE as _RESTORE
+from ledger.database import snapshot as _snapshot
 from ledger.database import telling_why as _telling_why
 from ledger.database import transaction as _transaction
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
@@ -241,9 +242,10 @@ class Store:
 
         Raises Corruption, which names the first entry that is not what was stored.
         """
-        for problem in self.damage(verify):
-            raise problem
-        return self.total().count
+        with _telling_why(), _snapshot(self._db):
+            for problem in self.damage(verify):
+                raise problem
+            return self.total().count
 
     def damage(
         self, verify: Verify = keys.verify, seen: Callable[[int], None] = lambda _: None

@@ -6,6 +6,7 @@ import io
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Iterable,
@@ -15,18 +16,17 @@ from collections.abc import (
 )
 from contextlib import aclosing
 from itertools import islice
-from time import time_ns
 from typing import TypeVar, assert_never
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from ledger.bundle import export, extract, table
 from ledger.errors import BadEntry, LedgerError
 from ledger.evidence import Evidence
 from ledger.holdings import Holding
 from ledger.keys import Verify, entry_message, verify
-from ledger.merge import Merged, Merger
+from ledger.merge import Merged
 from ledger.model import TERMED, Body, Entry, Kind
 from ledger.statements import Dispute, KeyOp, Line, Refund
 from ledger.store import Store
@@ -37,7 +37,7 @@ from mesh.driver import Driver
 from mesh.errors import NotFound, Refused
 from mesh.ids import Cid, EntryId, PeerId, TaskId, format_peer, format_task
 from mesh.market.credit import Credit
-from mesh.sansio import Learned, LineSet
+from mesh.sansio import LineSet
 from mesh.tier import promise
 
 SLICE = 500
@@ -73,12 +73,11 @@ class Bookkeeper:
     """For reading alone."""
     reading: trio.CapacityLimiter
     """Held by whoever reads from *ledger*."""
-    merger: Merger
-    """With a store of its own."""
+    merge: Callable[[Sequence[bytes]], Awaitable[Merged]]
+    """Takes in encoded entries, and tells whom they concern."""
     driver: Driver
     credit: Credit
     tier: Tier
-    _merging: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
 
     async def receipts(self, task: TaskId | None, limit: int) -> Sequence[ReceiptView]:
         """Newest first."""
@@ -155,10 +154,7 @@ class Bookkeeper:
         (A node that lost some of its own asks its peers for it when it starts.)
         """
         theirs = await self._read(lambda: [wire for wire in wires if not self._is_our_news(wire)])
-        merged = await trio.to_thread.run_sync(
-            self.merger.merge, theirs, time_ns() // 10**6, limiter=self._merging
-        )
-        await self._tell(merged)
+        merged = await self.merge(theirs)
         return Intake(
             added=len(merged.entries),
             known=merged.known,
@@ -174,20 +170,6 @@ class Bookkeeper:
         except BadEntry:
             return False  # the merger counts it
         return is_ours and self.ledger.entry(entry.id) is None
-
-    async def _tell(self, merged: Merged) -> None:
-        """Let the kernel know what concerns it."""
-        ours = [entry.encode() for entry in merged.entries if self._concerns(entry.content)]
-        authors = {entry.content.author for entry in merged.entries}
-        held = await self._read(self.ledger.holdings)
-        forked = {PeerId(h.author) for h in held if h.forked and h.author in authors}
-        proofs = [e.content for e in merged.entries if e.content.kind is Kind.FORKPROOF]
-        forked |= {PeerId(fork_of(body)[0].content.author) for body in proofs}
-        if ours or forked:
-            await self.driver.post(Learned(tuple(ours), tuple(sorted(forked))))
-
-    def _concerns(self, body: Body) -> bool:
-        return self.me in (body.author, body.peer) or body.kind is Kind.KEYOP
 
     # --- what is written down -------------------------------------------------------------------
 

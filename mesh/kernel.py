@@ -56,6 +56,7 @@ from mesh.sansio import (
     Action,
     AppendEntry,
     CancelRequested,
+    Certified,
     ChainConfirmed,
     Collected,
     Event,
@@ -165,6 +166,11 @@ class Kernel:
         return self._own.head
 
     @property
+    def tier(self) -> str:
+        """How overspending is met here: "T0", "T1" or "T2"."""
+        return "T2" if self._policy.witnesses else self._policy.tier
+
+    @property
     def is_confirmed(self) -> bool:
         """Whether peers have confirmed where our chain ends: before that it does not grow."""
         return self._own.is_confirmed
@@ -257,6 +263,8 @@ class Kernel:
                 return self._tenancies.run_lost(task, fence, reason, now)
             case Collected(task, fence, reason):
                 return self._auctioneer.collected(task, fence, reason, now)
+            case Certified():
+                return self._auctioneer.certified(event, now)
             case ChainConfirmed(lost):
                 return self._confirm([Entry.decode(data) for data in lost], now)
             case Learned(entries, forked):

@@ -142,6 +142,8 @@ class Award:
     entry: bytes
     """ledger.model.Entry, encoded; embeds the seller's signed terms."""
     ttl_ms: int
+    certificate: bytes = b""
+    """ledger.quorum.Certificate of the entry, encoded, where the seller asks for one (T2)."""
 
 
 @frozen

@@ -23,13 +23,7 @@ from mesh.market.accounts import Accounts
 from mesh.market.billing import Billing
 from mesh.market.lease import Clock
 from mesh.market.offers import Heard, OfferBook
-from mesh.market.order import (
-    Order,
-    State,
-    TaskRecord,
-    bid_answer,
-    refusal_answer,
-)
+from mesh.market.order import Order, State, TaskRecord, bid_answer, refusal_answer
 from mesh.market.own_chain import OwnChain, Past
 from mesh.market.policy import Policy
 from mesh.market.recovery import recovered
@@ -37,22 +31,20 @@ from mesh.market.register import Register
 from mesh.market.sale import Sale, Sealed, ask_for, why_no_bid
 from mesh.market.scoring import Calibration, score
 from mesh.market.terms import CANCELLED, check_bid
-from mesh.messages import (
-    Accepted,
-    Ask,
-    Award,
-    Bid,
-    Declined,
-    Done,
-    Lost,
-    Refusal,
-    Renew,
-    Renewed,
-)
+from mesh.messages import Accepted, Ask, Award, Bid, Declined, Done, Lost, Refusal, Renew, Renewed
 from mesh.notices import Asked, Awarded, Progressed
-from mesh.sansio import Action, Collect, Identity, Notify, PersistTask, Send, WakeAt, Woken
-
-_URGENT_S = 1_800.0
+from mesh.sansio import (
+    Action,
+    Certified,
+    Certify,
+    Collect,
+    Identity,
+    Notify,
+    PersistTask,
+    Send,
+    WakeAt,
+    Woken,
+)
 
 
 class Auctioneer:
@@ -153,10 +145,8 @@ class Auctioneer:
         if sale is None:
             return []
         record = self.records[bid.task]
-        ask = self._ask(record, sale)
-        terms = check_bid(
-            bid, ask, seller=peer, buyer=self._identity.peer, verify=self._identity.verify
-        )
+        ask, us = self._ask(record, sale), self._identity
+        terms = check_bid(bid, ask, seller=peer, buyer=us.peer, verify=us.verify)
         price, value, factor = terms.reserve, record.order.max_price, self.calibration.factor(peer)
         worth = score(bid, value=value, price=price, deadline_ms=ask.deadline_ms, factor=factor)
         sale.bids[peer] = Sealed(bid, price, worth)
@@ -181,6 +171,18 @@ class Auctioneer:
         if record is None or record.state is not State.AWARDED:
             return []
         return self._run(record, "the executor accepted")
+
+    def certified(self, event: Certified, now: float) -> list[Action]:
+        """The witnesses voted for an award: now it counts. Or they did not: another round."""
+        record, sale = self.records.get(event.task), self._sales.get(event.task)
+        if not record or not sale or not sale.award or not record.executor:
+            return []
+        if record.state is not State.AWARDED or record.fence != event.fence:
+            return []
+        if event.reason:
+            return self._wait(event.task, f"no certificate: {event.reason}", now)
+        sale.award = evolve(sale.award, certificate=event.certificate)
+        return [Send(record.executor, sale.award)]
 
     def declined(self, peer: PeerId, declined: Declined, now: float) -> list[Action]:
         """The winner's hold had gone: free the money, ask the next best."""
@@ -219,6 +221,8 @@ class Auctioneer:
         record = self._register.held_by(peer, done.task, done.fence)
         if record is None or not self.accounts.is_open(peer, key):
             return self.billing.revoke(peer, done.task, done.fence)
+        if not self.accounts.is_writable:
+            return []  # it says so again
         self.accounts.check(peer, done)
         sale = self._sales.get(done.task)
         if sale is None:
@@ -238,9 +242,8 @@ class Auctioneer:
         if not record or not sale or not sale.done or sale.done.fence != fence:
             return []
         done, sale.done = sale.done, None
-        if record.fence != fence or record.state not in (State.AWARDED, State.RUNNING):
-            return []
-        if not self.accounts.is_writable:
+        is_live = record.fence == fence and record.state in (State.AWARDED, State.RUNNING)
+        if not is_live or not self.accounts.is_writable:
             return []
         if reason:
             self.records[task] = evolve(record, reason=f"results not here yet: {reason}"[:512])
@@ -252,9 +255,9 @@ class Auctioneer:
         closing = self.accounts.closing(peer, (lost.task, lost.fence))
         if closing:
             return [Send(peer, closing)]
-        actions = self.accounts.void(peer, lost, self._clock.wall_ms(now))
         if not self.accounts.is_writable:
-            return []  # it asks again
+            return []
+        actions = self.accounts.void(peer, lost, self._clock.wall_ms(now))
         if not actions:
             return self.billing.revoke(peer, lost.task, lost.fence)
         record = self._register.held_by(peer, lost.task, lost.fence)
@@ -282,7 +285,8 @@ class Auctioneer:
         award, winner = sale.award, record.executor
         if not award or not winner or not sale.award_at <= now < sale.award_until:
             return []  # the timer of a winner before, or too late
-        return [Send(winner, award), self._award_timer(task, fence, now)]
+        is_sent = award.certificate or not self._policy.witnesses
+        return [*([Send(winner, award)] if is_sent else []), self._award_timer(task, fence, now)]
 
     def lease_due(self, task: TaskId, now: float) -> list[Action]:
         """A lease that nobody renewed is over: its holder has stopped by now."""
@@ -319,9 +323,7 @@ class Auctioneer:
     def _resume(self, record: TaskRecord, newest: int, now: float) -> list[Action]:
         """*newest* is the highest fence that the ledger has an open award of."""
         order = record.order
-        gone_s = (self._clock.wall_ms(now) - record.submitted_ms) / 1000
-        left_s = max(0.0, order.deadline_ms / 1000 - max(0.0, gone_s))
-        self._sales[order.task] = sale = Sale(deadline_at=now + left_s)
+        self._sales[order.task] = sale = Sale.resumed(record, self._clock.wall_ms(now), now)
         deadline = WakeAt(sale.deadline_at, Woken("deadline", order.task, 0))
         if record.state in (State.AWARDED, State.RUNNING):
             return [deadline, self._grant(order.task, now)]
@@ -383,9 +385,7 @@ class Auctioneer:
         """Nobody takes it now: ask again when an offer shows room, or in a while."""
         record, sale = self.records[task], self._sales[task]
         sale.misses += 1
-        is_urgent = sale.deadline_at - now < _URGENT_S
-        pause = self._policy.ask_again_urgent_ms if is_urgent else self._policy.ask_again_ms
-        sale.ask_at = now + pause / 1000
+        sale.ask_at = now + self._policy.ask_pause_s(sale.deadline_at - now)
         return [
             *self._register.move(evolve(record, state=State.WAITING, executor=None, reason=reason)),
             WakeAt(sale.ask_at, Woken("ask", task, record.round)),
@@ -406,16 +406,13 @@ class Auctioneer:
         best = sale.bids.pop(winner)
         sale.winners += 1
         sale.promise = best.bid.p_on_time
-        key, wall_ms = (task, record.round), self._clock.wall_ms(now)
-        entry, signed = self.accounts.alloc(key, best.bid, wall_ms)
+        key = task, record.round
+        entry, signed = self.accounts.alloc(key, best.bid, self._clock.wall_ms(now))
         alloc = EntryId(entry.id)
         sale.award = Award(task, record.round, entry.encode(), self._policy.ttl_ms)
         hold_ms = min(best.bid.hold_ms, self._policy.hold_ms)
         sale.award_until = sale.opened_at + hold_ms / 1000
-        losers = f", {len(ranking) - 1} others lost" if len(ranking) > 1 else ""
-        for loser in ranking[1:]:
-            self._register.judge(task, loser, f"score {sale.bids[loser].worth} below {best.worth}")
-        self._register.judge(task, winner, "won")
+        losers = self._register.decide(task, ranking, sale.bids, best)
         self.records[task] = record = evolve(
             self.records[task],
             state=State.AWARDED,
@@ -427,11 +424,17 @@ class Auctioneer:
         return [
             PersistTask(record),
             *signed,
-            Send(winner, sale.award),
+            self._send_award(winner, sale.award),
             Notify(Awarded(task, record.fence, winner, best.price, best.why_best, alloc)),
             self._award_timer(task, record.fence, now),
             self._grant(task, now),
         ]
+
+    def _send_award(self, winner: PeerId, award: Award) -> Action:
+        """At once; under T2 not before the witnesses have voted for it."""
+        if self._policy.witnesses and not award.certificate:
+            return Certify(award.task, award.fence, award.entry)
+        return Send(winner, award)
 
     def _award_timer(self, task: TaskId, fence: int, now: float) -> Action:
         at = self._sales[task].award_at = now + self._policy.award_every_ms / 1000

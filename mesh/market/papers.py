@@ -8,6 +8,7 @@ from ledger.chain import check_entry
 from ledger.errors import BadEntry
 from ledger.keys import terms_message
 from ledger.model import Body, Entry, Kind, Terms
+from ledger.quorum import Certificate, Position, Quorum
 from mesh.errors import PeerError
 from mesh.ids import EntryId, PeerId
 from mesh.market.lease import Tenancy
@@ -28,6 +29,23 @@ def check_award(identity: Identity, net: bytes, buyer: PeerId, award: Award) -> 
     if named != (net, Kind.ALLOC, buyer, identity.peer, award.task, award.fence):
         raise PeerError("an award for something else")
     return entry, terms
+
+
+def certificate_flaw(
+    identity: Identity, quorum: Quorum | None, entry: Entry, certificate: bytes
+) -> str:
+    """Why *certificate* does not show that our *quorum* voted for *entry*; empty if it does, or if
+    we ask for none."""
+    if quorum is None:
+        return ""
+    if not certificate:
+        return "no certificate of this node's witnesses"
+    try:
+        found = Certificate.decode(certificate)
+        quorum.check(found, identity.verify)
+    except BadEntry as error:
+        return f"a bad certificate: {error}"
+    return "" if found.position == Position.of(entry) else "a certificate of something else"
 
 
 def check_about(identity: Identity, tenancy: Tenancy, data: bytes, kinds: Collection[Kind]) -> Body:

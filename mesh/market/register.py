@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import evolve
 
 from mesh.ids import PeerId, TaskId
 from mesh.market.order import Answer, State, TaskRecord, with_answer, with_verdict
 from mesh.market.policy import Policy
-from mesh.market.sale import Sale, most_pressing
+from mesh.market.sale import Sale, Sealed, most_pressing
 from mesh.notices import Answered, moved
 from mesh.sansio import Action, Notify, PersistTask
 
@@ -72,6 +72,16 @@ class Register:
     def judge(self, task: TaskId, peer: PeerId, verdict: str) -> None:
         """The auctioneer's word on a bid."""
         self.records[task] = with_verdict(self.records[task], peer, verdict[:REASON_MAX])
+
+    def decide(
+        self, task: TaskId, ranking: Sequence[PeerId], bids: Mapping[PeerId, Sealed], best: Sealed
+    ) -> str:
+        """The verdict on each of a *ranking*, the first of which won; of the others, for people."""
+        winner, *losers = ranking
+        for loser in losers:
+            self.judge(task, loser, f"score {bids[loser].worth} below {best.worth}")
+        self.judge(task, winner, "won")
+        return f", {len(losers)} others lost" if losers else ""
 
     def move(self, record: TaskRecord) -> list[Action]:
         """Change state, durably and visibly."""

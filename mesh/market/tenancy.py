@@ -24,6 +24,7 @@ from attrs import evolve
 
 from ledger import chain
 from ledger.model import Kind, Terms
+from ledger.quorum import Quorum
 from mesh.errors import PeerError
 from mesh.ids import Cid, PeerId, TaskId
 from mesh.market import slicing
@@ -32,7 +33,7 @@ from mesh.market.credit import Credit
 from mesh.market.holds import Holds
 from mesh.market.lease import Clock, Phase, Tenancy, restored
 from mesh.market.own_chain import OwnChain
-from mesh.market.papers import check_about, check_award, decline
+from mesh.market.papers import certificate_flaw, check_about, check_award, decline
 from mesh.market.policy import Policy
 from mesh.market.terms import CANCELLED
 from mesh.messages import (
@@ -100,6 +101,7 @@ class Tenancies:
         self._identity = identity
         self._own = own
         self._policy = policy
+        self._quorum = Quorum.of(policy.witnesses) if policy.witnesses else None
         self._clock = clock
         self._tenancies: dict[tuple[TaskId, int], Tenancy] = {}
         self._modules: dict[Cid, None] = {}
@@ -177,6 +179,8 @@ class Tenancies:
             return [Send(peer, Accepted(award.task, award.fence))]
         if award.ttl_ms < TTL_MS_MIN:
             raise PeerError("an award of a lease of absurd length")
+        if flaw := certificate_flaw(self._identity, self._quorum, entry, award.certificate):
+            return [Send(peer, decline(self._identity, award, entry, terms, flaw))]
         hold = self.holds.take(award, terms.encode(), now)
         if hold is None:
             reason = "the hold had ended"

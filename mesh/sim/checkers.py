@@ -11,13 +11,14 @@ capacity are free again · L4 a waiting task is asked again. And nobody honest i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from attrs import Factory, define
 
 from ledger.chain import Head, check_entry, check_link
 from ledger.errors import LedgerError
 from ledger.model import KINDS_KNOWN, Body, Entry, Kind
+from ledger.quorum import Certificate, Position, Quorum
 from ledger.state import fold
 from mesh.ids import PeerId, TaskId, format_task
 from mesh.market.order import State, TaskRecord
@@ -25,7 +26,16 @@ from mesh.market.slicing import slice_fuel
 from mesh.messages import Award, Message, Result, Settled
 from mesh.notices import Asked, Hosted, Moved, Notice
 from mesh.resources.capacity import NOTHING
-from mesh.sansio import Action, AppendEntry, Event, PersistTask, Run, RunEnded, RunProgressed
+from mesh.sansio import (
+    Action,
+    AppendEntry,
+    Event,
+    PersistTask,
+    Received,
+    Run,
+    RunEnded,
+    RunProgressed,
+)
 from mesh.sim.disk import Write
 from mesh.sim.keyring import Keyring
 from mesh.sim.node import Node
@@ -75,7 +85,13 @@ class _Exposed:
 class Checkers:
     """Looks on, and raises Violation. Byzantine nodes are not looked at."""
 
-    def __init__(self, options: Options, keyring: Keyring, plans: Mapping[TaskId, Plan]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        keyring: Keyring,
+        plans: Mapping[TaskId, Plan],
+        witnesses: Sequence[bytes] = (),
+    ) -> None:
         self._options = options
         self._keyring = keyring
         self._plans = plans
@@ -87,6 +103,8 @@ class Checkers:
         self._records: dict[TaskId, TaskRecord] = {}  # as last made durable
         self._ended: dict[tuple[TaskId, int], Result] = {}  # what honest runs left behind
         self._exposed: dict[tuple[int, bytes], _Exposed] = {}  # (seller, buyer)
+        self.quorum = Quorum.of(witnesses) if witnesses else None
+        self._certificates: dict[tuple[int, TaskId, int], bytes] = {}  # as they came
         self._signed: dict[bytes, int] = {}  # ALLOC id -> the fuel that its buyer signed for
         self._told_signed: dict[tuple[int, bytes], int] = {}  # (seller, ALLOC id) -> as it knows
         self._asked_at: dict[TaskId, float] = {}
@@ -114,6 +132,9 @@ class Checkers:
             self._ended[event.task, event.fence] = event.result
         elif isinstance(event, RunProgressed):
             self._check_unsigned(node, event)
+        elif isinstance(event, Received) and isinstance(event.message, Award):
+            award = event.message
+            self._certificates[node.index, award.task, award.fence] = award.certificate
 
     def saw_event(self, node: Node, actions: list[Action]) -> None:
         """S1, S6 and S7, after a node has handled an event."""
@@ -173,6 +194,8 @@ class Checkers:
         named = (body.kind, body.author, body.peer, deal.nonce, deal.fence)
         if named != (Kind.ALLOC, run.buyer, node.peer, run.task, run.fence):
             raise Violation("S8", f"node {node.index} runs on an award for something else")
+        if self.quorum is not None:
+            self._check_certified(node, run, entry)
         buyer = self._nodes.get(run.buyer)
         if buyer and entry.id not in self._chains[buyer.index].bodies:
             raise Violation("S8", f"node {node.index} runs on an award its buyer never made")
@@ -358,6 +381,19 @@ class Checkers:
     def _hear_signed(self, node: Node, body: Body) -> None:
         if body.kind is Kind.USE:
             self._told_signed[node.index, body.ref] = body.deal.fuel
+
+    def _check_certified(self, node: Node, run: Run, alloc: Entry) -> None:
+        """S8 under T2: nothing runs that the witnesses have not voted for."""
+        assert self.quorum is not None
+        data = self._certificates.get((node.index, run.task, run.fence), b"")
+        told = f"node {node.index} runs {format_task(run.task)} without its certificate"
+        try:
+            certificate = Certificate.decode(data)
+            self.quorum.check(certificate, self._keyring.verify)
+        except LedgerError as error:
+            raise Violation("S8", f"{told}: {error}") from error
+        if certificate.position != Position.of(alloc):
+            raise Violation("S8", told)
 
     def _check_unsigned(self, node: Node, event: RunProgressed) -> None:
         """S9: nobody works for more than a slice, and what is burnt until that is noticed, that

@@ -12,14 +12,18 @@ from typing import Protocol
 
 from attrs import define
 
+from ledger.model import Entry
 from mesh.ids import PeerId, TaskId
 from mesh.kernel import Kernel
 from mesh.market.bidding import Shop
+from mesh.market.policy import Policy
 from mesh.messages import Message, SignedOffer
 from mesh.notices import Notice
 from mesh.sansio import (
     Action,
     AppendEntry,
+    Certified,
+    Certify,
     ChainConfirmed,
     Collect,
     Collected,
@@ -41,6 +45,7 @@ from mesh.sansio import (
     Woken,
 )
 from mesh.sim.clock import Clock
+from mesh.sim.council import Council
 from mesh.sim.disk import Disk, Write
 from mesh.sim.options import Options, stream
 from mesh.sim.restart import restore
@@ -60,6 +65,8 @@ class World(Protocol):
     options: Options
     now: float
     plans: dict[TaskId, Plan]
+    policy: Policy
+    council: Council
 
     def schedule(self, at: float, act: Callable[[], None]) -> None: ...
     def transmit(self, source: Node, target: PeerId, message: Message) -> None: ...
@@ -172,7 +179,7 @@ class Node:
         wall_ms = int((1_700_000_000 + world.now + self._wall_skew_s) * 1000)
         kernel = restore(
             self.identity,
-            world.options.policy,
+            world.policy,
             rng,
             self.disk.read(),
             epoch=self.boots,
@@ -279,6 +286,10 @@ class Node:
                 boot.runtime.stop(task, fence)
             case Collect(task, fence, executor):
                 self._later(self._world.now + 0.1, lambda: self._collect(task, fence, executor))
+            case Certify():
+                self.disk.sync()
+                wait = self._lateness.uniform(0.005, 0.5)
+                self._later(self._world.now + wait, lambda: self._certify(action))
             case Penalize(peer, reason):
                 self._witness.saw_penalty(self, peer, reason)
 
@@ -287,6 +298,11 @@ class Node:
         lost, self._lost = self._lost, []
         self.disk.bring_back(lost)
         self.post(ChainConfirmed(tuple(lost)))
+
+    def _certify(self, asked: Certify) -> None:
+        chain = self.disk.read().entries
+        certificate, why = self._world.council.certify(chain, Entry.decode(asked.entry))
+        self.post(Certified(asked.task, asked.fence, certificate, why))
 
     def _collect(self, task: TaskId, fence: int, executor: PeerId) -> None:
         is_there = self._world.can_reach(self, executor)

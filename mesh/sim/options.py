@@ -43,6 +43,10 @@ class Options:
     clogs: float
     partitions: float
     crashes: float
+    witnesses: int
+    """How many there are, whose quorum must vote for each award (T2); 0 for none."""
+    mute: float
+    """The share of questions that a witness does not answer."""
     restores: float
     """The share of crashes after which the end of our own chain is missing: an old backup. Peers
     have it."""
@@ -122,12 +126,20 @@ def draw(seed: int) -> Options:
         cancels=_maybe(rng, 0.4, 0.2),
         resubmits=_maybe(rng, 0.4, 0.3),
         restores=0.0,
+        witnesses=0,
+        mute=0.0,
         ambushes=_maybe(rng, 0.3, 0.02),
         snares=_maybe(rng, 0.4, 0.1),
     )
     money = stream(seed, "money")
     policy = _with_credit(options.policy, money)
-    options = evolve(options, policy=policy, restores=_maybe(money, 0.5, 0.5))
+    options = evolve(
+        options,
+        policy=policy,
+        restores=_maybe(money, 0.5, 0.5),
+        witnesses=money.choice((0, 0, 0, 1, 4, 7)),
+        mute=_maybe(money, 0.5, 0.5),
+    )
     return calm(options) if rng.random() < 0.05 else options
 
 
@@ -137,6 +149,7 @@ def calm(options: Options) -> Options:
         options,
         byzantine=0,
         policy=Policy(),
+        mute=0.0,
         nodes=max(3, options.nodes),
         loss=0.0,
         gossip_loss=0.0,

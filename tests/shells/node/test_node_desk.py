@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
@@ -28,7 +29,9 @@ from mesh.ids import TaskId
 from mesh.kernel import Kernel
 from mesh.market.own_chain import read_past
 from mesh.notices import Progressed
+from mesh.replication import Replication
 from mesh.rerun import Rerunner
+from mesh.rumours import Rumours
 from mesh.storage.blocks import MemoryBlocks
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.files import add_bytes
@@ -73,8 +76,21 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
         merger = stack.enter_context(
             Merger(stack.enter_context(Store.open(folder / "ledger.sqlite")))
         )
+        index = stack.enter_context(Store.open(folder / "ledger.sqlite"))
+        tally: Counter[str] = Counter()
+        replication = Replication(
+            merger=merger,
+            rumours=Rumours(index, tally),
+            peer=KEY.peer,
+            head=kernel.head,
+            is_confirmed=True,
+            post=driver.post,
+            alarm=lambda error: pytest.fail(str(error)),
+            rng=Random(2),
+            tally=tally,
+        )
         bookkeeper = Bookkeeper(
-            KEY.peer, hands.ledger, reading, merger, driver, kernel.credit, Tier()
+            KEY.peer, hands.ledger, reading, replication.learn_from, driver, kernel.credit, Tier()
         )
         rerunner = Rerunner(KEY.peer, hands.blocks, hands.workshop, hands.performer.fetch)
         auditor = Auditor(KEY.peer, hands.ledger, reading, rerunner)
