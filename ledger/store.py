@@ -143,7 +143,7 @@ class Store:
 
     def total(self) -> Total:
         """What is held altogether: equal for equal stores. Raises LedgerError."""
-        with _telling_why():
+        with telling_why():
             (theirs,) = self._db.execute("PRAGMA data_version").fetchone()
             version = (theirs, self._db.total_changes)
             if version != self._totalled_at:  # asked at every hello, and most change nothing
