@@ -25,6 +25,7 @@ from attrs import evolve
 
 from ledger import held, keys, remains
 from ledger.chain import Head, check_link
+from ledger.codec import UINT_MAX
 from ledger.database import RESTORE, opened, telling_why, transaction
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
 from ledger.filed import Filed, better, checked, number, vouched
@@ -81,7 +82,7 @@ class Store:
         """
         with telling_why(), transaction(self._db):
             for entry in entries:
-                if self.entry(entry.id) is None:
+                if self.entry(entry.id) is None and not remains.is_pruned(self._db, entry.id):
                     self._check_own(entry)
                     self._file([checked(entry)])
 
@@ -281,7 +282,7 @@ class Store:
             (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
             if verdict != "ok":
                 raise Corruption(f"the ledger file is damaged: {verdict}", RESTORE)
-        count = n = 0
+        count, n = 0, -UINT_MAX
         while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
             n = rows[-1][0]
             count += len(rows)
