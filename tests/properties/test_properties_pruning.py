@@ -49,6 +49,8 @@ class Arm:
                 alloc, seller = self.open[at]
                 if verb == "use":
                     return chain.use(seller, alloc)
+                if chain.head.pending < alloc.content.deal.reserve:
+                    return None  # freed already, by what was settled again
                 self.ended.append(self.open.pop(at))
                 if verb == "void":
                     return chain.void(seller, alloc)

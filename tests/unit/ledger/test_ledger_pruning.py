@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,13 +44,9 @@ def accounts_of(store: Store) -> Accounts:
 
 
 @pytest.fixture
-def store() -> Store:
-    return in_memory()
-
-
-@pytest.fixture(autouse=True)
-def closing(request: pytest.FixtureRequest) -> None:
-    request.addfinalizer(close_all)
+def store() -> Iterator[Store]:
+    yield in_memory()
+    close_all()
 
 
 def test_what_is_over_below_the_head_goes_and_counts_as_held(store: Store) -> None:
@@ -325,6 +321,7 @@ async def test_a_newcomer_gets_from_an_archive_what_a_pruned_replica_withholds()
         assert ids(newcomer) == ids(pruned) == ids(archive)
         again, _ = await synced(newcomer, pruned, BOTH)
         assert again.is_equal
+    close_all()
 
 
 async def test_a_pruned_replica_and_an_archive_are_equal() -> None:
@@ -335,6 +332,7 @@ async def test_a_pruned_replica_and_an_archive_are_equal() -> None:
     for one, other in ((archive, pruned), (pruned, archive)):
         told, _ = await synced(one, other, (Scope.HEADS, Scope.IDS))
         assert (told.is_equal, told.new, told.sent) == (True, 0, 0)
+    close_all()
 
 
 def test_a_pruned_replica_learns_more_of_the_chain_from_anybody() -> None:
@@ -353,3 +351,4 @@ def test_a_pruned_replica_learns_more_of_the_chain_from_anybody() -> None:
     assert held(pruned) == {head, *more}
     assert pruned.merger.store.total() == archive.merger.store.total()
     assert all(entry.content.kind in Kind for entry in held(pruned))
+    close_all()
