@@ -25,6 +25,7 @@ from attrs import evolve
 
 from ledger import held, keys, remains
 from ledger.chain import Head, check_link, origin, rotated_to
+from ledger.codec import UINT_MAX
 from ledger.database import RESTORE, opened, snapshot, telling_why, transaction, viewed
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
 from ledger.filed import Filed, better, checked, number, vouched
@@ -89,7 +90,7 @@ class Store:
         """
         with telling_why(), transaction(self._db):
             for entry in entries:
-                if self.entry(entry.id) is None:
+                if self.entry(entry.id) is None and not remains.is_pruned(self._db, entry.id):
                     self._check_own(entry)
                     self._file([checked(entry)])
 
@@ -304,7 +305,7 @@ class Store:
         self, verify: Verify = keys.verify, seen: Callable[[int], None] = lambda _: None
     ) -> Iterator[Corruption]:
         """All that is not as it was stored; *seen* hears how many entries were looked at."""
-        count = n = 0
+        count, n = 0, -UINT_MAX
         try:
             with telling_why():
                 (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
