@@ -94,7 +94,8 @@ def test_a_node_with_a_rotated_key_goes_on_and_its_old_key_is_turned_away(mesh: 
     mesh.meet()
     record = buyer.client.submit(WITNESS, ["after"], limits=SMALL).result(PATIENCE_S)
     assert record.executor == fresh
-    facts(seller, "line", buyer.peer, "1")
+    line = ("line", buyer.peer, "1")
+    eventually(lambda: seller.command(*line).returncode == 0, "peers say where its chain ends")
     eventually(lambda: "LINE" in _kinds(seller), "the new key has a chain")
     assert seller.complaints() == []
     assert facts(seller, "fsck")["is_good"] is True
