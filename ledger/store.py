@@ -354,7 +354,7 @@ class Store:
                     gone[entry.id] = remains.Closed(body.peer, end)
             elif body.kind is Kind.REFUND and remains.is_pruned(self._db, body.ref):
                 gone[entry.id] = remains.Returned(body.peer, Refund.decode(body.terms).amount)
-        for entry_id, left in gone.items():
+        for entry_id, left in reversed(gone.items()):  # so that their rows lie close: see `leave`
             remains.leave(self._db, entry_id, left)
         remains.carry(self._db, chain, gone.values())
         return len(gone)
