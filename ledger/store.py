@@ -220,8 +220,8 @@ class Store:
         """Drop the deals that are over for good below a HEAD; how many entries went.
 
         That witnesses signed this HEAD is the caller's to know: it is why nobody can fork what is
-        below it. Nothing of a chain that forked goes. Raises LedgerError if the HEAD is none that
-        we hold all of.
+        below it. Nothing of a chain that forked goes. Memory grows with what goes, and 64 bytes for
+        each entry below. Raises LedgerError if the HEAD is none that we hold all of.
         """
         with telling_why(), transaction(self._db):
             head = self.entry(head_id)
@@ -329,7 +329,7 @@ class Store:
             where = f"the chain of {author.hex()} below {low}"
             heads = (e for e in self.chain(author, low - 1) if e.content.net == net)
             root = next(map(_root, heads), b"")
-            if not forked and root != remains.root_below(self._db, chain, low):
+            if not forked and (root == b"" or root != remains.root_below(self._db, chain, low)):
                 raise Corruption(f"{where} is not what its HEAD is over", RESTORE)
             try:
                 summed = remains.summed(remains.lefts(self._db, chain))

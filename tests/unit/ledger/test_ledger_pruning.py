@@ -324,6 +324,19 @@ async def test_a_newcomer_gets_from_an_archive_what_a_pruned_replica_withholds()
     close_all()
 
 
+async def test_a_chain_that_comes_with_holes_is_told_whoever_calls() -> None:
+    bob = Chain(BOB)
+    entries, head = headed(bob, settled(bob, 4))
+    pruned = replica(entries)
+    pruned.merger.store.prune(head.id)
+    newcomer = replica()
+    _, theirs = await synced(pruned, newcomer, (Scope.HEADS,))
+    assert (theirs.new, theirs.withheld) == (1, 1)
+    _, theirs = await synced(replica(entries), newcomer, (Scope.HEADS,))
+    assert (theirs.new, theirs.withheld) == (12, 0)
+    close_all()
+
+
 async def test_a_pruned_replica_and_an_archive_are_equal() -> None:
     bob = Chain(BOB)
     entries, head = headed(bob, settled(bob, 4))
