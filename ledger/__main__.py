@@ -4,6 +4,7 @@
     python -m ledger audit FILE            what is not good, the accounts, and proofs of fraud
     python -m ledger csv FILE              a table of the entries, for a spreadsheet
     python -m ledger extract FILE ID...    those entries with the proofs that they stand alone
+    python -m ledger fsck FILE.sqlite      whether a node's ledger is what was written, bit by bit
 
 Exit 0: all good. 6: something is not as it should be. 2: wrong usage, or nothing to check.
 """
@@ -20,14 +21,16 @@ from attrs import frozen
 
 from ledger.audit import findings
 from ledger.bundle import LINE_MAX, export, extract, read, table
-from ledger.errors import LedgerError
+from ledger.errors import Corruption, LedgerError
 from ledger.evidence import Evidence, Finding
+from ledger.fsck import examine
 from ledger.model import Entry, Kind
 from ledger.state import Accounts
+from ledger.store import Store
 from ledger.validity import prove_fork
 
 GOOD, USAGE, BAD = 0, 2, 6
-USAGE_TEXT = "usage: python -m ledger verify|audit|csv FILE, or extract FILE ID...\n"
+USAGE_TEXT = "usage: python -m ledger verify|audit|csv|fsck FILE, or extract FILE ID...\n"
 PROOFS_MAX = 100
 """Forks of which `audit` writes the proof down."""
 
@@ -53,6 +56,8 @@ def main(arguments: Sequence[str], out: TextIO, err: TextIO) -> int:
             wanted: list[str] = []
         case ["extract" as verb, name, _, *_]:
             wanted = list(arguments[2:])
+        case ["fsck", name]:
+            return _fsck(Path(name), out)
         case _:
             err.write(USAGE_TEXT)
             return USAGE
@@ -74,6 +79,21 @@ def main(arguments: Sequence[str], out: TextIO, err: TextIO) -> int:
             return _misread(content, err)
         case _:
             return _extract(content, wanted, out, err)
+
+
+def _fsck(path: Path, out: TextIO) -> int:
+    problems = 0
+    try:
+        with Store.view(path) as store:
+            count = store.total().count
+            for problem in examine(store):
+                problems += 1
+                out.write(f"BAD  {problem.what}\n     {problem.hint}\n")
+    except LedgerError as error:
+        out.write(f"BAD  {path}: {error.reason}\n     {error.hint}\n")
+        return BAD if isinstance(error, Corruption) else USAGE
+    out.write(f"{count} entries, {problems} problems\n")
+    return BAD if problems else GOOD
 
 
 def _content(path: Path) -> _Content:

@@ -19,6 +19,8 @@ from ledger.chain import (
     check_resolution,
     check_signatures,
     check_totals,
+    origin,
+    rotated_to,
 )
 from ledger.errors import BadEntry, BrokenChain
 from ledger.evidence import Evidence, Finding, Inclusion, check_evidence, heads_of
@@ -59,7 +61,7 @@ def findings(
         sound.extend(valid.values())
     proven: set[bytes] = set()
     for item in evidence:
-        finding = check_evidence(item, valid)
+        finding = check_evidence(item, valid, verify)
         if finding.is_good:
             proven.update(heads_of(item), (item.entry_id,) if isinstance(item, Inclusion) else ())
         yield finding
@@ -67,6 +69,7 @@ def findings(
     yield from _heads(valid)
     yield from _uses(valid)
     yield from _resolutions(valid)
+    yield from _heirs(valid)
     yield from _forks(valid)
     yield from _balances(valid)
 
@@ -127,20 +130,14 @@ def _chains(
         body = entry.content
         if body.kind is Kind.FORKPROOF:
             continue
-        if body.seq == 0 and body.prev == GENESIS:
-            head = Head.start(body.author, body.net)
-        elif body.prev in valid:
-            head = Head.after(valid[body.prev])
+        before = valid.get(body.prev)
+        if before is not None or (body.seq == 0 and body.prev == GENESIS):
+            yield from _link(before, entry, valid)
         elif entry.id in proven:
             told = "vouches for what is proven" if body.kind is Kind.HEAD else "is proven by a HEAD"
             yield Finding(entry.id, "chain", True, f"seq {body.seq} {told}")
-            continue
         elif whole is None or body.author in whole:
             yield Finding(entry.id, "chain", False, f"seq {body.seq}: the entry before is missing")
-            continue
-        else:
-            continue
-        yield from _link(head, entry, valid)
 
 
 def _heads(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
@@ -167,7 +164,7 @@ def _heads(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
 def _path(tip: Entry, valid: Mapping[bytes, Entry]) -> list[bytes]:
     """The ids from the start of the chain to *tip*; empty where one is missing."""
     path = [tip.id]
-    while (body := valid[path[-1]].content).prev != GENESIS:
+    while (body := valid[path[-1]].content).seq > 0:
         before = valid.get(body.prev)
         if before is None or _place(before) != (body.net, body.author, body.seq - 1):
             return []
@@ -191,9 +188,10 @@ def _uses(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
             yield Finding(entry.id, "use", is_good, told)
 
 
-def _link(head: Head, entry: Entry, valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
+def _link(before: Entry | None, entry: Entry, valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
     body = entry.content
     try:
+        head = Head.after(before) if before and body.seq else origin(body, before)
         check_order(head, entry)
     except BrokenChain as error:
         yield Finding(entry.id, "chain", False, str(error))
@@ -238,6 +236,22 @@ def _ranked(entry: Entry, ranked: list[Entry]) -> Finding:
     if first != entry:
         return Finding(entry.id, "resolution", True, f"r-{first.id.hex()} goes before it")
     return Finding(entry.id, "resolution", True, f"resolves r-{entry.content.ref.hex()}")
+
+
+def _heirs(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:
+    """That each key was handed to one other."""
+    rotates: dict[tuple[bytes, bytes], list[tuple[Entry, bytes]]] = {}
+    for entry in valid.values():
+        if heir := rotated_to(entry):
+            key = entry.content.net, entry.content.author
+            rotates.setdefault(key, []).append((entry, heir))
+    for (_, author), several in rotates.items():
+        heirs = {heir for _, heir in several}
+        for entry, heir in several:
+            told = f"{author.hex()} was handed to {heir.hex()}"
+            if len(heirs) > 1:
+                told += f" and to {len(heirs) - 1} others"
+            yield Finding(entry.id, "heir", len(heirs) == 1, told)
 
 
 def _forks(valid: Mapping[bytes, Entry]) -> Iterator[Finding]:

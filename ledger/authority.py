@@ -2,7 +2,8 @@
 
 A key is retired once it was rotated away, or revoked by itself, by an owner of it, or by the key
 whose hash it committed to. Nobody else's REVOKE does anything, and nothing brings a key back: a
-replica that knows more never trusts a key more. Debts of a retired key stay what they are.
+replica that knows more never trusts a key more. Debts of a retired key stay what they are, and
+whoever gives its heir credit counts them (state.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from hashlib import sha256
 from ledger.model import Body, Kind
 from ledger.statements import KeyOp, Op
 
+FOREBEARS_MAX = 64
+"""Keys that the succession of one is followed back to: who has more gets no credit."""
+
 
 class Authority:
     """The KEYOPs of one network. Its memory grows with them."""
@@ -20,6 +24,7 @@ class Authority:
     def __init__(self) -> None:
         self._owners: dict[bytes, set[bytes]] = defaultdict(set)
         self._heirs: dict[bytes, set[bytes]] = defaultdict(set)
+        self._forebears: dict[bytes, set[bytes]] = defaultdict(set)
         self._revokers: dict[bytes, set[bytes]] = defaultdict(set)
         self._commitments: dict[bytes, set[bytes]] = defaultdict(set)
 
@@ -34,6 +39,7 @@ class Authority:
                 self._revokers[keyop.subject].add(keyop.owner)
             case Op.ROTATE:
                 self._heirs[keyop.owner].add(keyop.subject)
+                self._forebears[keyop.subject].add(keyop.owner)
             case Op.RECOVERY:
                 self._commitments[keyop.owner].add(keyop.commitment)
 
@@ -44,6 +50,20 @@ class Authority:
     def heirs(self, key: bytes) -> frozenset[bytes]:
         """Which keys took the place of *key*; more than one is a quarrel to look into."""
         return frozenset(self._heirs.get(key, ()))
+
+    def forebears(self, key: bytes) -> tuple[frozenset[bytes], bool]:
+        """The keys in whose place *key* stands, at most `FOREBEARS_MAX`; whether those are all."""
+        found: set[bytes] = set()
+        queue = [key]
+        while queue:
+            for forebear in sorted(self._forebears.get(queue.pop(), ())):
+                if forebear == key or forebear in found:
+                    continue
+                if len(found) == FOREBEARS_MAX:
+                    return frozenset(found), False
+                found.add(forebear)
+                queue.append(forebear)
+        return frozenset(found), True
 
     def is_retired(self, key: bytes) -> bool:
         """Whether *key* should sign nothing any more."""

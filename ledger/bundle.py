@@ -2,8 +2,8 @@
 
 JSON lines. A line with `raw` is an entry: its exact bytes in base64url, and beside them fields for
 people; only the bytes count, and a field that contradicts them is a finding. Lines of one object
-named `inclusion`, `consistency` or `rerun` are evidence. A bundle needs nothing from outside: it
-verifies offline.
+named `inclusion`, `consistency`, `rerun` or `certificate` are evidence. A bundle needs nothing from
+outside: it verifies offline.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from attrs import asdict
 
 from ledger.codec import TEXT_MAX, UINT_MAX
 from ledger.errors import BadEntry, LedgerError
-from ledger.evidence import Consistency, Evidence, Finding, Inclusion, Rerun
+from ledger.evidence import Consistency, Evidence, Finding, Inclusion, Rerun, Witnessed
 from ledger.model import EXIT_MAX, OUTPUTS_MAX, TERMED, Body, Entry, Kind
 from ledger.proof import CONSISTENCY_MAX, PATH_MAX, Tree
+from ledger.quorum import MEMBERS_MAX
 from ledger.statements import Checkpoint, Dispute, ForkProof, KeyOp, Line, Refund, Statement
 
 LINE_MAX = 64 * 1024
@@ -40,6 +41,12 @@ _STATEMENTS: Mapping[Kind, type[Statement]] = {
     Kind.KEYOP: KeyOp,
     Kind.HEAD: Checkpoint,
     Kind.FORKPROOF: ForkProof,
+}
+_NAMES: Mapping[type[Evidence], str] = {
+    Inclusion: "inclusion",
+    Consistency: "consistency",
+    Rerun: "rerun",
+    Witnessed: "certificate",
 }
 _CSV_COLUMNS = (
     *("id", "kind", "net", "author", "seq", "peer", "seller", "buyer", "task", "fence", "meter"),
@@ -191,7 +198,7 @@ def _statement(body: Body) -> dict[str, Any]:
 
 def _shown(evidence: Evidence) -> dict[str, dict[str, Any]]:
     fields = asdict(evidence, recurse=False)
-    return {type(evidence).__name__.lower(): {name: _plain(v) for name, v in fields.items()}}
+    return {_NAMES[type(evidence)]: {name: _plain(value) for name, value in fields.items()}}
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 (what JSON holds)
@@ -270,8 +277,14 @@ _RERUN = {
     "exit": _number(EXIT_MAX),
     "outputs": _list(36, OUTPUTS_MAX),
 }
+_CERTIFICATE = {
+    "entry_id": _ID,
+    "members": _list(32, MEMBERS_MAX),
+    "votes": _list(96, MEMBERS_MAX),
+}
 _EVIDENCE: Mapping[str, Callable[[object], Evidence]] = {
     "inclusion": lambda value: Inclusion(**_fields(value, _INCLUSION)),
     "consistency": lambda value: Consistency(**_fields(value, _CONSISTENCY)),
     "rerun": lambda value: Rerun(**_fields(value, _RERUN)),
+    "certificate": lambda value: Witnessed(**_fields(value, _CERTIFICATE)),
 }

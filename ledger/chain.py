@@ -17,7 +17,7 @@ from ledger.codec import UINT_MAX
 from ledger.errors import BrokenChain
 from ledger.keys import Sign
 from ledger.model import Body, Entry, Kind, Terms
-from ledger.statements import Checkpoint, Dispute, KeyOp, Line, Refund
+from ledger.statements import Checkpoint, Dispute, KeyOp, Line, Op, Refund
 from ledger.validity import GENESIS, check_deal, check_entry, check_signatures, flaw_of
 
 __all__ = [
@@ -36,8 +36,10 @@ __all__ = [
     "dispute",
     "keyop",
     "line",
+    "origin",
     "refund",
     "resolves",
+    "rotated_to",
     "rule",
     "settle",
     "use",
@@ -63,6 +65,16 @@ class Head:
     def start(author: bytes, net: bytes) -> Head:
         """The head of a chain without entries."""
         return Head(author, net, seq=0, prev=GENESIS, hlc=0, posted=0, pending=0)
+
+    @staticmethod
+    def heir(rotate: Entry) -> Head:
+        """The head of the heir's chain without entries: it begins at the *rotate* that made it one.
+
+        What the old key owed stays its debt: the heir's totals start at nothing.
+        """
+        heir, body = rotated_to(rotate), rotate.content
+        assert heir, "an heir is made by a ROTATE"
+        return Head(heir, body.net, seq=0, prev=rotate.id, hlc=body.hlc, posted=0, pending=0)
 
     @staticmethod
     def after(entry: Entry) -> Head:
@@ -164,6 +176,29 @@ def check_link(head: Head, entry: Entry, alloc: Body | None = None) -> Head:
     """
     check_order(head, entry)
     return check_totals(head, entry, alloc)
+
+
+def rotated_to(entry: Entry) -> bytes:
+    """The key that takes its author's place by the valid *entry*; empty if it is no ROTATE."""
+    body = entry.content
+    if body.kind is not Kind.KEYOP:
+        return b""
+    keyop = KeyOp.decode(body.terms)
+    return keyop.subject if keyop.op is Op.ROTATE else b""
+
+
+def origin(body: Body, before: Entry | None) -> Head:
+    """Where the chain begins whose entry 0 is *body*. Raises BrokenChain.
+
+    At zeros, or at the ROTATE to its author, which is *before*: the entry whose id is its `prev`.
+    """
+    if body.prev == GENESIS:
+        return Head.start(body.author, body.net)
+    if before is None or before.id != body.prev:
+        raise BrokenChain("the ROTATE that it begins at is not there")
+    if (rotated_to(before), before.content.net) != (body.author, body.net):
+        raise BrokenChain("it begins at an entry that is no ROTATE to its author")
+    return Head.heir(before)
 
 
 def check_order(head: Head, entry: Entry) -> None:

@@ -1,4 +1,4 @@
-"""The file of the store: no commit is lost, older files are brought up to date, errors are told."""
+"""The ledger's files: no commit is lost, older ones are brought up to date, errors are told."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from ledger.model import Body
 BUSY_WAIT_S = 5.0
 """How long another process's transaction is waited for."""
 RESTORE = "move the file away and fetch the entries from other nodes again"
+"""The way out of a damaged ledger."""
+
 _HINTS = {
     sqlite3.SQLITE_BUSY: ("the ledger is in use", "another process holds it: stop that one"),
     sqlite3.SQLITE_FULL: ("the disk is full", "make room: nothing was written"),
@@ -44,6 +46,35 @@ def opened(path: Path, recount: Recount) -> sqlite3.Connection:
             db.close()
             raise
     return db
+
+
+def viewed(path: Path) -> sqlite3.Connection:
+    """The file *path*, for reading alone: it may be in use. Raises LedgerError."""
+    with telling_why():
+        db = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro",
+            uri=True,
+            timeout=BUSY_WAIT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            _check_format(db)
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+def _check_format(db: sqlite3.Connection) -> None:
+    """That the file is a ledger in today's form, which `opened` makes of an older one."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (known,) = db.execute("PRAGMA user_version").fetchone()
+    if application != _APPLICATION:
+        raise LedgerError("the file is not a ledger", "give another path")
+    if known != len(schema.MIGRATIONS):
+        told = f"the ledger has schema {known}, this program knows {len(schema.MIGRATIONS)}"
+        raise LedgerError(told, "start its node once with this version, or use a newer one")
 
 
 def _prepare(db: sqlite3.Connection, recount: Recount) -> None:
@@ -88,7 +119,20 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def telling_why() -> Iterator[None]:
+def snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """What is read is of one moment, whatever others write meanwhile."""
+    if db.in_transaction:  # that moment is the caller's
+        yield
+        return
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
+
+
+@contextmanager
+def telling_why(restore: str = RESTORE) -> Iterator[None]:
     """SQLite's errors as ours, with the way out; misuse of its API stays what it is."""
     try:
         yield
@@ -97,6 +141,6 @@ def telling_why() -> Iterator[None]:
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code == sqlite3.SQLITE_CORRUPT:
-            raise Corruption(f"the ledger file is damaged: {error}", RESTORE) from error
+            raise Corruption(f"the ledger file is damaged: {error}", restore) from error
         reason, hint = _HINTS.get(code, ("the ledger failed", ""))
         raise LedgerError(f"{reason}: {error}", hint) from error

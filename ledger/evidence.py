@@ -11,9 +11,16 @@ from typing import TypeAlias
 
 from attrs import evolve, frozen
 
+from ledger import keys
+from ledger.errors import LedgerError
+from ledger.keys import Verify
 from ledger.model import Entry, Kind, Terms, amount_of
 from ledger.proof import is_consistent, is_included
+from ledger.quorum import Certificate, Position, Quorum
 from ledger.statements import Checkpoint
+
+_KEY = 32
+"""Bytes of a key."""
 
 
 @frozen
@@ -24,7 +31,7 @@ class Finding:
     """Empty where no single entry is meant."""
     check: str
     """ "encoding", "signatures", "amount", "chain", "totals", "head", "inclusion", "consistency",
-    "use", "resolution", "fork", "bill" or "balance" """
+    "certificate", "use", "resolution", "heir", "fork", "bill" or "balance" """
     is_good: bool
     detail: str
 
@@ -60,10 +67,32 @@ class Rerun:
     outputs: tuple[bytes, ...]
 
 
-Evidence: TypeAlias = Inclusion | Consistency | Rerun
+@frozen
+class Witnessed:
+    """That a quorum of these witnesses vouches for an entry: worth what the reader thinks of them.
+
+    A HEAD that has one is a witnessed head: its chain was the same for all whom they told of it.
+    """
+
+    entry_id: bytes
+    members: tuple[bytes, ...]
+    """Their keys, rising."""
+    votes: tuple[bytes, ...]
+    """Key ‖ signature of those that voted, rising."""
+
+    @staticmethod
+    def of(quorum: Quorum, certificate: Certificate) -> Witnessed:
+        """*certificate*, and the quorum whose it is."""
+        votes = tuple(witness + sig for witness, sig in certificate.votes)
+        return Witnessed(certificate.position.entry_id, tuple(sorted(quorum.members)), votes)
 
 
-def check_evidence(evidence: Evidence, valid: Mapping[bytes, Entry]) -> Finding:
+Evidence: TypeAlias = Inclusion | Consistency | Rerun | Witnessed
+
+
+def check_evidence(
+    evidence: Evidence, valid: Mapping[bytes, Entry], verify: Verify = keys.verify
+) -> Finding:
     """What *evidence* shows of the entries in *valid*, by id."""
     match evidence:
         case Inclusion(entry_id):
@@ -72,6 +101,8 @@ def check_evidence(evidence: Evidence, valid: Mapping[bytes, Entry]) -> Finding:
             return _finding(new_id, "consistency", *_consistent(evidence, valid))
         case Rerun(entry_id):
             return _finding(entry_id, "bill", *_billed(evidence, valid))
+        case Witnessed(entry_id):
+            return _finding(entry_id, "certificate", *_certified(evidence, valid, verify))
 
 
 def heads_of(evidence: Evidence) -> tuple[bytes, ...]:
@@ -81,7 +112,7 @@ def heads_of(evidence: Evidence) -> tuple[bytes, ...]:
             return (head_id,)
         case Consistency(old_id, new_id):
             return (old_id, new_id)
-        case Rerun():
+        case Rerun() | Witnessed():
             return ()
 
 
@@ -113,6 +144,22 @@ def _consistent(proof: Consistency, valid: Mapping[bytes, Entry]) -> tuple[str, 
     if not is_consistent(old.seq, new.seq, proof.path, *roots):
         return f"the {old.seq} entries of the older HEAD do not begin the {new.seq} of this", ""
     return "", f"its {new.seq} entries begin with the {old.seq} of the older HEAD"
+
+
+def _certified(shown: Witnessed, valid: Mapping[bytes, Entry], verify: Verify) -> tuple[str, str]:
+    entry = valid.get(shown.entry_id)
+    if entry is None or entry.content.kind is Kind.FORKPROOF:
+        return "the entry that is certified is not here, or on no chain", ""
+    if list(shown.members) != sorted(shown.members):
+        return "the members of the quorum do not rise", ""
+    votes = tuple((vote[:_KEY], vote[_KEY:]) for vote in shown.votes)
+    try:
+        quorum = Quorum.of(shown.members)
+        quorum.check(Certificate(Position.of(entry), votes), verify)
+    except LedgerError as error:
+        return str(error), ""
+    what = "a witnessed HEAD" if entry.content.kind is Kind.HEAD else "witnessed"
+    return "", f"{what}: by {len(votes)} of {len(shown.members)}, {quorum.needed} are needed"
 
 
 def _billed(again: Rerun, valid: Mapping[bytes, Entry]) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from attrs import evolve, mutable
 
 from ledger.errors import BadEntry
 from ledger.glance import Glance
-from ledger.merge import Merger
+from ledger.merge import Merged, Merger
 from ledger.recon import RecError
 from ledger.store import Store
 from ledger.subjects import Heads, Ids, Subject
@@ -36,6 +36,8 @@ NOTES_MAX = 65_536
 REFUSED_MAX = 256
 """Entries that may turn out bad: a newer program may send kinds that we cannot read yet."""
 
+Heard: TypeAlias = Callable[[Merged], None]
+"""Told of each batch that was merged, in the thread that merged it."""
 _Source: TypeAlias = Callable[[bytes], Iterator[Glance]]
 
 
@@ -58,9 +60,17 @@ class Exchange:
     """
 
     def __init__(
-        self, merger: Merger, scope: Scope, salt: bytes, now_ms: int, *, cold: bool
+        self,
+        merger: Merger,
+        scope: Scope,
+        salt: bytes,
+        now_ms: int,
+        *,
+        cold: bool,
+        heard: Heard = lambda _: None,
     ) -> None:
         self._merger = merger
+        self._heard = heard
         self._now_ms = now_ms
         self._cold = cold and scope is Scope.HEADS
         self._subject: Subject = _SUBJECTS[scope](merger.store, salt)
@@ -140,6 +150,7 @@ class Exchange:
     def _merge(self) -> None:
         """Take in what has arrived, a turn at a time: each time costs a commit."""
         merged = self._merger.merge_glances(self._arrived, self._now_ms, cold=self._cold)
+        self._heard(merged)
         self._arrived = []
         self.outcome.new += len(merged.entries) + merged.vouched
         self.outcome.refused += merged.refused
@@ -167,7 +178,9 @@ class Exchange:
         if not unchecked:
             return glances
         looked_at = [glance for glance in glances if glance.id in unchecked]
-        good = {entry.id for entry in self._merger.check_these(looked_at).entries}
+        merged = self._merger.check_these(looked_at)
+        self._heard(merged)
+        good = {entry.id for entry in merged.entries}
         return [g for g in glances if g.id not in unchecked or g.id in good]
 
 

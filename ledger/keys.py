@@ -33,6 +33,7 @@ TERMS_DOMAIN = b"mesh-ledger/1/terms\0"
 ENTRY_DOMAIN = b"mesh-ledger/1/author\0"
 USE_DOMAIN = b"mesh-ledger/1/use\0"
 KEYOP_DOMAIN = b"mesh-ledger/1/keyop\0"
+WITNESS_DOMAIN = b"mesh-ledger/1/witness\0"
 LOG_ORIGIN = "mesh-ledger/1/log/"
 """How the text of a checkpoint starts (proof.py), which is signed as it stands."""
 
@@ -62,6 +63,11 @@ def keyop_message(statement: bytes) -> bytes:
 def entry_message(entry_id: bytes) -> bytes:
     """What the author signs of the entry *entry_id*."""
     return ENTRY_DOMAIN + entry_id
+
+
+def witness_message(position: bytes) -> bytes:
+    """What a witness signs of an encoded *position* (quorum.py)."""
+    return WITNESS_DOMAIN + position
 
 
 def verify(key: bytes, message: bytes, signature: bytes) -> bool:

@@ -113,6 +113,31 @@ class Tree:
         return node_hash(self._node(low, middle), self._node(middle, high))
 
 
+@frozen
+class Frontier:
+    """The right edge of a tree: enough to grow it and to know its root, in up to 64 hashes."""
+
+    size: int = 0
+    peaks: tuple[bytes, ...] = ()
+    """The nodes over its full subtrees, the largest first: one for each bit of *size*."""
+
+    def plus(self, leaf: bytes) -> Frontier:
+        """With the next leaf."""
+        node, peaks, size = leaf_hash(leaf), list(self.peaks), self.size
+        while size & 1:
+            node, size = node_hash(peaks.pop(), node), size >> 1
+        return Frontier(self.size + 1, (*peaks, node))
+
+    def root(self) -> bytes:
+        """The root over all leaves."""
+        if not self.peaks:
+            return EMPTY
+        *others, node = self.peaks
+        for left in reversed(others):
+            node = node_hash(left, node)
+        return node
+
+
 def is_included(leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> bool:
     """Whether *path* proves *leaf* at *index* of the tree of *size*: RFC 9162 section 2.1.3.2."""
     if not 0 <= index < size or not _are_hashes(path, PATH_MAX):

@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
-from ledger.authority import Authority
+from ledger.authority import FOREBEARS_MAX, Authority
 from ledger.model import Body, Entry, Kind, Terms
 from ledger.statements import Dispute, Line, Refund
 from ledger.validity import fork_of
@@ -46,6 +46,8 @@ class Account:
     """What sellers claim of it, on their word alone: part of *pending_debit*, not of *posted*."""
     retired: bool = False
     """Its key was revoked or rotated away."""
+    heirs: frozenset[bytes] = frozenset()
+    """The keys that it was rotated to: more than one is a quarrel to look into."""
 
 
 @frozen
@@ -230,7 +232,13 @@ class Accounts:
     def account(self, key: bytes) -> Account:
         """The account of *key*, known or not."""
         known = self._accounts.get(key, Account())
-        return evolve(known, retired=True) if self.authority.is_retired(key) else known
+        if not self.authority.is_retired(key):
+            return known
+        return evolve(known, retired=True, heirs=self.authority.heirs(key))
+
+    def owners(self, key: bytes) -> frozenset[bytes]:
+        """Who owns the node key *key*, by a DELEGATE that it signed itself."""
+        return self.authority.owners(key)
 
     def all(self) -> Mapping[bytes, Account]:
         """Every account, by key."""
@@ -256,7 +264,15 @@ class Accounts:
         """What *seller* stands to lose by *buyer*, µcr: owed and reserved, less what it owes back.
 
         What the seller has merely reserved with the buyer is not taken off. Below 0 it is ahead.
+        What the keys owe in whose place the buyer stands counts too: a line is not shed by ROTATE.
+        What the seller owes those is theirs, and an heir's line gains nothing by it.
         """
+        forebears, _ = self.authority.forebears(buyer)
+        inherited = sum(max(0, self._exposed(forebear, seller)) for forebear in forebears)
+        return self._exposed(buyer, seller) + inherited
+
+    def _exposed(self, buyer: bytes, seller: bytes) -> int:
+        """By that key alone."""
         there, back = self.between(buyer, seller), self.between(seller, buyer)
         return there.owed + there.reserved - there.refunded - back.owed + back.refunded
 
@@ -277,6 +293,8 @@ class Accounts:
             return "it forked its chain"
         if account.retired:
             return "its key is retired"
+        if not self.authority.forebears(buyer)[1]:
+            return f"it stands in the place of more than {FOREBEARS_MAX} keys"
         exposure = self.exposure(buyer, seller)
         if limit < Line.NO_LIMIT and exposure + reserve > limit:
             return f"{exposure} µcr exposed and {reserve} asked for exceed the line of {limit}"

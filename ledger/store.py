@@ -15,7 +15,7 @@ It counts in `holdings` and is had already, for all else it is gone.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +24,9 @@ from typing import TypeAlias
 from attrs import evolve
 
 from ledger import held, keys, remains
-from ledger.chain import Head, check_link
+from ledger.chain import Head, check_link, origin, rotated_to
 from ledger.codec import UINT_MAX
-from ledger.database import RESTORE, opened, telling_why, transaction
+from ledger.database import RESTORE, opened, snapshot, telling_why, transaction, viewed
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
 from ledger.filed import Filed, better, checked, number, vouched
 from ledger.glance import Glance
@@ -53,11 +53,19 @@ class Store:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._total = Total()
+        self._totalled_at: tuple[int, int] | None = None
+        """What others had committed, and we written, when it was summed up."""
 
     @staticmethod
     def open(path: Path) -> Store:
         """The store in the file *path*, made or brought up to date. Raises LedgerError."""
         return Store(opened(path, held.recount))
+
+    @staticmethod
+    def view(path: Path) -> Store:
+        """The store in the file *path*, for reading alone: it may be in use. Raises LedgerError."""
+        return Store(viewed(path))
 
     def close(self) -> None:
         """Give the file back. Nothing acknowledged waits for it."""
@@ -136,8 +144,15 @@ class Store:
 
     def total(self) -> Total:
         """What is held altogether: equal for equal stores. Raises LedgerError."""
-        totals = [holding.total for holding in self.holdings()]
-        return Total(sum(t.count for t in totals), sum(t.sum for t in totals) % 2**256)
+        with telling_why():
+            (theirs,) = self._db.execute("PRAGMA data_version").fetchone()
+            version = (theirs, self._db.total_changes)
+            if version != self._totalled_at:  # asked at every hello, and most change nothing
+                rows = self._db.execute("SELECT count, sum FROM chain").fetchall()
+                sums = sum(int.from_bytes(part, "big") for _, part in rows)
+                self._total = Total(sum(count for count, _ in rows), sums % 2**256)
+                self._totalled_at = version
+        return self._total
 
     def ids(self) -> list[tuple[int, bytes]]:
         """(hlc, id) of every entry, in order. They are held in memory. Raises LedgerError."""
@@ -172,14 +187,17 @@ class Store:
         )
 
     def head(self, author: bytes, net: bytes) -> Head:
-        """Where *author*'s chain on *net* ends: after the highest seq that we hold."""
+        """Where *author*'s chain on *net* ends: after the highest seq that we hold.
+
+        A chain without entries begins at the ROTATE to *author*, if we hold one.
+        """
         last = self._read(
             "JOIN chain USING (chain) WHERE author = ? AND net = ? AND state = 1"
             " ORDER BY seq DESC, raw LIMIT 1",
             author,
             net,
         )
-        return next(map(Head.after, last), Head.start(author, net))
+        return next(map(Head.after, last), None) or self._beginning(author, net)
 
     def chain(self, author: bytes, after_seq: int = -1) -> Iterator[Entry]:
         """*author*'s entries by seq, all arms of a fork, gaps left out; on every network."""
@@ -278,20 +296,50 @@ class Store:
 
         Raises Corruption, which names the first entry that is not what was stored.
         """
-        with telling_why():
-            (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
-            if verdict != "ok":
-                raise Corruption(f"the ledger file is damaged: {verdict}", RESTORE)
+        with telling_why(), snapshot(self._db):
+            for problem in self.damage(verify):
+                raise problem
+            return self.total().count
+
+    def damage(
+        self, verify: Verify = keys.verify, seen: Callable[[int], None] = lambda _: None
+    ) -> Iterator[Corruption]:
+        """All that is not as it was stored; *seen* hears how many entries were looked at."""
         count, n = 0, -UINT_MAX
-        while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
-            n = rows[-1][0]
-            count += len(rows)
-            for row in rows:
-                self._check_row(row, verify)
-        self._check_remains()
-        if count != self.total().count:
-            raise Corruption(f"{count} entries where {self.total().count} are counted", RESTORE)
-        return count
+        try:
+            with telling_why():
+                (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+            if verdict != "ok":
+                yield Corruption(f"the ledger file is damaged: {verdict}", RESTORE)
+            while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
+                n = rows[-1][0]
+                count += len(rows)
+                yield from self._damaged(rows, verify)
+                seen(count)
+            self._check_remains()
+            if count != self.total().count:
+                told = f"{count} entries where {self.total().count} are counted"
+                yield Corruption(told, RESTORE)
+        except Corruption as problem:  # of the file itself: nothing can be read beyond it
+            yield problem
+
+    def _damaged(self, rows: Iterable[_Row], verify: Verify) -> Iterator[Corruption]:
+        for row in rows:
+            try:
+                with telling_why():
+                    self._check_row(row, verify)
+            except Corruption as problem:
+                yield problem
+
+    def _beginning(self, author: bytes, net: bytes) -> Head:
+        # Read once in a key's life, so by looking at every KEYOP: its kind is the 13th byte.
+        found = self._read(
+            "WHERE state = 1 AND substr(raw, 109, 1) = ? AND instr(raw, ?) ORDER BY raw",
+            bytes([Kind.KEYOP]),
+            author,
+        )
+        rotates = (e for e in found if (rotated_to(e), e.content.net) == (author, net))
+        return next(map(Head.heir, rotates), Head.start(author, net))
 
     def _check_own(self, entry: Entry) -> None:
         body = entry.content
@@ -300,7 +348,10 @@ class Store:
             others = (other.content for other in self.resolutions(body.ref))
             if any(o.author == body.author and o.kind in _CLOSING for o in others):
                 raise BrokenChain("the ALLOC is resolved already")
-        check_link(self.head(body.author, body.net), entry, alloc.content if alloc else None)
+        head = self.head(body.author, body.net)
+        if head.seq == 0:  # it may begin at zeros, or at any ROTATE to its author
+            head = origin(body, self.entry(body.prev))
+        check_link(head, entry, alloc.content if alloc else None)
 
     def _check_row(self, row: _Row, verify: Verify) -> None:
         n, raw = row

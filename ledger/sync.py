@@ -16,9 +16,9 @@ from typing import Protocol, TypeVar
 
 from attrs import frozen
 
-from ledger.exchange import Exchange, Outcome
+from ledger.exchange import Exchange, Heard, Outcome
 from ledger.merge import Merger
-from ledger.turns import PIECE_MAX, Hello, Piece, Scope, SyncError
+from ledger.turns import PIECE_MAX, Hello, HungUp, Piece, Scope, SyncError
 
 EXCHANGES_MAX = 8
 """That one stream may carry."""
@@ -72,6 +72,7 @@ class Replica:
     clock: Callable[[], float]
     """Seconds that never go back."""
     run_in_thread: RunInThread
+    heard: Heard = lambda _: None
 
 
 @frozen
@@ -215,7 +216,8 @@ class _Talk:
 
     async def _exchange(self, scope: Scope, salt: bytes, *, cold: bool) -> Exchange:
         merger, now_ms = self._replica.merger, self._replica.now_ms()
-        start = partial(Exchange, merger, scope, salt, now_ms, cold=cold)
+        heard = self._replica.heard
+        start = partial(Exchange, merger, scope, salt, now_ms, cold=cold, heard=heard)
         return await self._replica.run_in_thread(start)
 
     async def _fingerprint(self) -> bytes:
@@ -231,7 +233,7 @@ class _Talk:
     async def _must_receive(self) -> bytes:
         data = await self._receive()
         if data is None:
-            raise SyncError("hung up in the middle")
+            raise HungUp("hung up in the middle")
         return data
 
     async def _receive(self) -> bytes | None:
@@ -244,7 +246,7 @@ class _Talk:
             raise SyncError(f"a message of {length} bytes")
         data = await self._read(length)
         if data is None:
-            raise SyncError("hung up in the middle")
+            raise HungUp("hung up in the middle")
         return data
 
     async def _read(self, length: int) -> bytes | None:
@@ -255,7 +257,7 @@ class _Talk:
             self._check_budget()
             if not more:
                 if self._buffer:
-                    raise SyncError("hung up in the middle")
+                    raise HungUp("hung up in the middle")
                 return None
             self._buffer += more
         data = bytes(self._buffer[:length])

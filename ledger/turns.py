@@ -26,6 +26,14 @@ class SyncError(LedgerError):
     """What no honest peer does: end the stream. Nothing wrong was kept."""
 
 
+class HungUp(SyncError):
+    """The stream ended in the middle: by malice, or because its owner ended. What came stays."""
+
+
+class OtherVersion(SyncError):
+    """The peer speaks another version of this: newer or older, and no worse for it."""
+
+
 class Scope(IntEnum):
     """What is compared."""
 
@@ -50,7 +58,7 @@ class Hello:
         """The hello in *data*. Raises SyncError: also for any other version than ours."""
         match _unpacked(data, 64):
             case (int(version), *_) if version != VERSION:
-                raise SyncError(f"version {version} where {VERSION} is spoken")
+                raise OtherVersion(f"version {version} where {VERSION} is spoken")
             case (_, int(scope), bytes(fingerprint)) if scope in (1, 2) and len(fingerprint) == 32:
                 return Hello(Scope(scope), fingerprint)
             case _:

@@ -11,7 +11,7 @@ import trio
 from mesh.api.door import Numbered
 from mesh.errors import Exhausted
 from mesh.ids import TaskId
-from mesh.notices import Notice, OfferAged, OfferHeard
+from mesh.notices import Forked, Notice, OfferAged, OfferHeard
 
 WATCHERS_MAX = 1_024
 WAITING_MAX = 256
@@ -30,7 +30,7 @@ class Broadcast:
         """Tell everybody concerned; never waits."""
         self.seq += 1
         numbered = Numbered(self.seq, notice)
-        task = None if isinstance(notice, OfferHeard | OfferAged) else notice.task
+        task = None if isinstance(notice, OfferHeard | OfferAged | Forked) else notice.task
         for watcher, wanted in self._watchers.items():
             if wanted is not None and wanted != task:
                 continue

@@ -47,6 +47,8 @@ _KINDS: tuple[type, ...] = (
     messages.Done,
     messages.Lost,
     messages.Settled,
+    messages.Slice,
+    messages.Sliced,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 

@@ -49,6 +49,12 @@ class Network:
     bootstrap: tuple[str, ...] = field(
         default=(), metadata=_key(kinds.ADDRESSES, "Nodes to meet first, as full multiaddresses.")
     )
+    announce: tuple[str, ...] = field(
+        default=(),
+        metadata=_key(
+            kinds.LISTENS, "What others are told to dial, such as a forwarded port; empty: as is."
+        ),
+    )
     mdns: bool = field(
         default=True,
         metadata=_key(kinds.FLAG, "Find and be found by nodes of the same local network."),
@@ -181,6 +187,40 @@ class Forecast:
 
 
 @frozen
+class Ledger:
+    repair_s: int = field(
+        default=30,
+        metadata=_key(kinds.seconds(1, 3600), "Seconds, about, between comparisons with a peer."),
+    )
+    full_repair_s: int = field(
+        default=3600,
+        metadata=_key(
+            kinds.seconds(10, 86_400), "Seconds between comparisons entry by entry, forks included."
+        ),
+    )
+    credit_line: int = field(
+        default=1_000_000_000,
+        metadata=_key(kinds.money(0, 10**15), "Credits that one buyer may owe this node."),
+    )
+    tier: str = field(
+        default="T1",
+        metadata=_key(
+            kinds.choice("T0", "T1", "T2"), "Guard against overspending: lines, gossip, witnesses."
+        ),
+    )
+    witnesses: tuple[str, ...] = field(
+        default=(), metadata=_key(kinds.PEERS, "Peer ids of the witnesses that T2 trusts.")
+    )
+    witness: bool = field(
+        default=False, metadata=_key(kinds.FLAG, "Serve as a witness for those who name this node.")
+    )
+    archive: bool = field(
+        default=True,
+        metadata=_key(kinds.FLAG, "Keep every entry; false: prune what witnesses have sealed."),
+    )
+
+
+@frozen
 class Config:
     """Everything that is set, section by section."""
 
@@ -192,6 +232,7 @@ class Config:
     identity: Identity = Identity()
     storage: Storage = Storage()
     forecast: Forecast = Forecast()
+    ledger: Ledger = Ledger()
     origins: Mapping[str, str] = field(factory=dict, eq=False, repr=False)
     """Where each key that is not a default was set."""
 
@@ -290,6 +331,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "identity": Identity,
     "storage": Storage,
     "forecast": Forecast,
+    "ledger": Ledger,
 }
 
 

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
-from itertools import count, islice
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from itertools import count
 from pathlib import Path
 from time import time_ns
-from typing import TypeVar
 
 import trio
 from attrs import define, field, frozen
 
-from ledger import audit
 from ledger.chain import Head
-from ledger.keys import entry_message, terms_message, verify
-from ledger.model import INPUTS_MAX, Entry, Kind
-from ledger.store import Store
-from mesh.api.door import BidRequest, Finding, NodeView, Numbered, PeerView, ReceiptView
+from ledger.model import INPUTS_MAX
+from mesh.api.door import (
+    AuditRequest,
+    BidRequest,
+    Finding,
+    ForkView,
+    Form,
+    Intake,
+    LedgerView,
+    LineView,
+    NodeView,
+    Numbered,
+    PeerView,
+    Piece,
+    ReceiptView,
+)
 from mesh.api.faults import Closed
+from mesh.auditor import Auditor
+from mesh.bookkeeper import Bookkeeper
 from mesh.broadcast import Broadcast
 from mesh.driver import Driver
-from mesh.errors import Corruption, Exhausted, MeshError, NotFound, Refused, Unavailable
+from mesh.errors import Exhausted, NotFound, Refused, Unavailable
 from mesh.ids import (
     RAW,
     Cid,
-    EntryId,
     PeerId,
     TaskId,
     cid_of,
@@ -35,21 +46,18 @@ from mesh.ids import (
 )
 from mesh.kernel import Kernel
 from mesh.market.order import Order, State, TaskRecord
+from mesh.market.own_chain import UNCONFIRMED
 from mesh.messages import Work
 from mesh.network.network import Network
 from mesh.performer import Performer, task_pin
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
-from mesh.runtime.execution import MODULE_MAX, Workshop, differences
+from mesh.runtime.execution import MODULE_MAX, Workshop
 from mesh.runtime.manifest import Job, check_module
 from mesh.sansio import CancelRequested, Submitted
 from mesh.storage import files
 from mesh.storage.disk import DiskBlocks, room_under
 
-TIER = (
-    "T0, credit lines not yet: nothing bounds what a buyer may owe; "
-    "balances are sums, not spendable credit"
-)
 PRICE_MAX = 2**53
 STDOUT_MAX = 1 << 20
 DEADLINE_MS_MAX = 10 * 366 * 86_400_000
@@ -59,10 +67,6 @@ FEATURE_MAX = 64
 ADMISSION_S = 10.0
 PREPARATIONS_MAX = 2
 """Modules, of up to 64 MiB each, that are looked at in memory at a time."""
-AUDITS_MAX = 2
-AUDIT_ENTRIES_MAX = 100_000
-"""Entries that an audit holds in memory: a few hundred megabytes."""
-T = TypeVar("T")
 
 
 @define(eq=False)
@@ -86,23 +90,17 @@ class Desk:
     network: Network
     blocks: DiskBlocks
     quota: int
-    ledger: Store
-    """For reading alone, with a connection of its own: who reads for long holds up no commit."""
+    bookkeeper: Bookkeeper
+    auditor: Auditor
     scratch: Path
     agent: str
     started_at: float
     doors: list[Callable[[], Mapping[str, int]]]
     """Where the doors, opened later than this desk, tell their counters."""
     _uploads: _Uploads = field(init=False)
-    _reading: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
     _preparing: trio.CapacityLimiter = field(
         factory=lambda: trio.CapacityLimiter(PREPARATIONS_MAX), init=False
     )
-    _auditing: trio.CapacityLimiter = field(
-        factory=lambda: trio.CapacityLimiter(AUDITS_MAX), init=False
-    )
-    _rerunning: trio.Lock = field(factory=trio.Lock, init=False)
-    """One at a time: a worker beside those of the tasks sold is theirs."""
 
     @_uploads.default
     def _no_uploads(self) -> _Uploads:
@@ -228,8 +226,8 @@ class Desk:
             peers=len(self.network.connected()),
             posted=head.posted,
             pending=head.pending,
-            earned=self.performer.earned,
-            tier=TIER,
+            earned=self.kernel.credit.earned,
+            tier=self.bookkeeper.tier.promise(),
             storage="embedded",
             counters=tuple(sorted(self._counters().items())),
         )
@@ -272,90 +270,38 @@ class Desk:
 
     async def receipts(self, task: TaskId | None, limit: int) -> Sequence[ReceiptView]:
         """Newest first."""
-        entries = await self._in_ledger(lambda: self.ledger.newest(limit, task))
-        return [view_of(entry) for entry in entries]
+        return await self.bookkeeper.receipts(task, limit)
 
-    async def audit(self, task: TaskId | None, rerun: bool) -> AsyncIterator[Finding]:
-        """Check signatures, chain, amounts and totals; with *rerun* run the tasks again.
+    def audit(self, request: AuditRequest) -> AsyncIterator[Finding]:
+        """Check signatures, chain, amounts and totals; where asked, run the tasks again."""
+        return self.auditor.audit(request)
 
-        Raises Exhausted where too many are at it, or the ledger is too long for this.
-        """
-        with self._place_for_audit():
-            entries = await self._in_ledger(self._all_entries)
-            by_id = {entry.id: entry for entry in entries}
-            own = (self.kernel.identity.peer,)
-            found = await trio.to_thread.run_sync(lambda: list(audit.findings(entries, whole=own)))
-            for finding in found:
-                about = by_id.get(finding.entry_id)
-                subject = TaskId(about.content.deal.nonce) if about else None
-                if task is None or subject == task or not finding.is_good:
-                    yield Finding(
-                        entry=EntryId(finding.entry_id) if about else None,
-                        task=subject,
-                        check=finding.check,
-                        is_good=finding.is_good,
-                        detail=finding.detail,
-                    )
-            if rerun:
-                for record in [self.task(task)] if task else self.tasks():
-                    if record.settle is not None:
-                        yield await self._rerun(record, by_id)
+    async def ledger(self) -> LedgerView:
+        """What is held, and by what promise."""
+        head = self.kernel.head
+        return await self.bookkeeper.status(head.posted, head.pending, self._counters())
 
-    @contextmanager
-    def _place_for_audit(self) -> Iterator[None]:
-        me = object()
-        try:
-            self._auditing.acquire_on_behalf_of_nowait(me)
-        except trio.WouldBlock:
-            raise Exhausted(f"{AUDITS_MAX} audits are going on already", "try again soon") from None
-        try:
-            yield
-        finally:
-            self._auditing.release_on_behalf_of(me)
+    def forks(self) -> AsyncIterator[ForkView]:
+        """One proof for each who forked."""
+        return self.bookkeeper.forks()
 
-    def _all_entries(self) -> list[Entry]:
-        entries = list(islice(self.ledger.entries(), AUDIT_ENTRIES_MAX + 1))
-        if len(entries) > AUDIT_ENTRIES_MAX:
-            raise Exhausted(
-                f"the ledger has more than the {AUDIT_ENTRIES_MAX:,} entries of one audit here",
-                "audit a copy of the file with more memory: ledger.audit",
-            )
-        return entries
+    def export(self, task: TaskId | None, form: Form) -> AsyncIterator[Piece]:
+        """The ledger as a file. Raises NotFound."""
+        return self.bookkeeper.export(task, form)
 
-    async def _rerun(self, record: TaskRecord, entries: dict[bytes, Entry]) -> Finding:
-        """Run a settled task once more, and compare all that its bill rests on."""
-        order, first = record.order, record.result
-        assert record.settle is not None
-        assert first is not None
-        entry = entries.get(record.settle)
-        if first.status in ("cancelled", "wall-limit"):
-            is_good, detail = True, f"{first.status}: not re-runnable, billed as reported"
-        elif entry is None:
-            is_good, detail = False, "its receipt is not in the ledger"
-        else:
-            try:
-                async with self._rerunning:
-                    again = await self.workshop.execute(
-                        order.work, None, f"audit-{order.task.hex()}", lambda _: None
-                    )
-            except Corruption:
-                raise
-            except MeshError as error:
-                is_good, detail = False, f"could not be run again: {error}"
-            else:
-                deal = entry.content.deal
-                wrong = differences(first, again)
-                if again.fuel != deal.fuel or (again.output, again.stdout, again.stderr) != tuple(
-                    deal.outputs
-                ):
-                    wrong.append("receipt")
-                is_good = not wrong
-                same = f"{again.fuel} fuel again, outputs equal"
-                detail = f"differs in {', '.join(wrong)}" if wrong else same
-        return Finding(record.settle, order.task, "rerun", is_good, detail)
+    async def take_in(self, entries: Sequence[bytes]) -> Intake:
+        """Merge entries from elsewhere."""
+        return await self.bookkeeper.take_in(entries)
 
-    async def _in_ledger(self, read: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(read, limiter=self._reading)
+    def lines(self) -> Sequence[LineView]:
+        """Every buyer with a line or a debt here."""
+        return self.bookkeeper.lines()
+
+    async def set_line(self, buyer: PeerId, limit: int) -> None:
+        """Raises Refused, Unavailable."""
+        if not self.kernel.is_confirmed:
+            raise Unavailable(UNCONFIRMED)
+        await self.bookkeeper.set_line(buyer, limit)
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -425,44 +371,3 @@ def check_request(request: BidRequest) -> None:
         raise Refused("name or features: too long")
     if any(len(feature) > FEATURE_MAX for feature in request.features):
         raise Refused(f"features: at most {FEATURE_MAX} characters each")
-
-
-def view_of(entry: Entry) -> ReceiptView:
-    """A ledger entry for people."""
-    body = entry.content
-    deal = body.deal
-    good = [
-        verify(body.peer, terms_message(body.terms), body.peer_sig),
-        verify(body.author, entry_message(entry.id), entry.sig),
-    ]
-    return ReceiptView(
-        entry=EntryId(entry.id),
-        kind=body.kind.name,
-        task=TaskId(deal.nonce),
-        fence=deal.fence,
-        buyer=PeerId(deal.buyer),
-        seller=PeerId(deal.seller),
-        amount=deal.amount,
-        reserve=deal.reserve,
-        fuel=deal.fuel,
-        price=deal.price,
-        fee=deal.fee,
-        exit_code=deal.exit,
-        meter=deal.meter,
-        module=Cid(deal.module),
-        outputs=tuple(Cid(output) for output in deal.outputs),
-        seq=body.seq,
-        wall_ms=body.hlc >> 16,
-        signatures_good=sum(good),
-        raw=entry.encode(),
-    )
-
-
-def earned_by(seller: PeerId, entries: Iterable[Entry]) -> int:
-    """µcr settled in favour of *seller*."""
-    bodies = (entry.content for entry in entries)
-    return sum(
-        body.deal.amount
-        for body in bodies
-        if body.kind is Kind.SETTLE and body.deal.seller == seller
-    )

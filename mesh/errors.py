@@ -32,6 +32,14 @@ class Unavailable(MeshError):
     """Not now: try later."""
 
 
+class Stopped(Unavailable):
+    """The node had to stop: why, and the way out."""
+
+    def __init__(self, why: str, hint: str) -> None:
+        super().__init__(why)
+        self.hint = hint
+
+
 class ConfigError(MeshError):
     """The operator's mistake: which key, why, and how to mend it."""
 

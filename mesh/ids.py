@@ -20,6 +20,8 @@ Cid = NewType("Cid", bytes)
 EntryId = NewType("EntryId", bytes)
 """A ledger entry: SHA-256 of its body, 32 bytes."""
 
+NET = b"mesh/1\0\0"
+"""The network's name in every ledger entry, 8 bytes."""
 RAW = 0x55
 """Multicodec of a raw leaf (https://github.com/multiformats/multicodec)."""
 DAG_PB = 0x70

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import assert_never
 
+from ledger import chain
 from ledger.chain import Head
 from ledger.model import Entry
 from mesh.errors import PeerError
@@ -21,9 +22,11 @@ from mesh.market import scoring
 from mesh.market.announcing import Announcer
 from mesh.market.auctioneer import Auctioneer
 from mesh.market.bidding import Shop
+from mesh.market.credit import Books, Credit
 from mesh.market.lease import Clock
 from mesh.market.offers import OfferBook
 from mesh.market.order import TaskRecord
+from mesh.market.own_chain import OwnChain, Past
 from mesh.market.policy import Policy
 from mesh.market.tenancy import Tenancies
 from mesh.messages import (
@@ -44,12 +47,16 @@ from mesh.messages import (
     Revoked,
     Settled,
     SignedOffer,
+    Slice,
+    Sliced,
 )
-from mesh.notices import OfferAged, OfferHeard
+from mesh.notices import Forked, OfferAged, OfferHeard
 from mesh.resources.capacity import Capacity
 from mesh.sansio import (
     Action,
+    AppendEntry,
     CancelRequested,
+    Certified,
     ChainConfirmed,
     Collected,
     Event,
@@ -70,6 +77,7 @@ from mesh.sansio import (
     Woken,
 )
 
+NO_BOOKS = Books()
 FAULTS_MAX = 64
 """Kinds of fault that are counted apart."""
 
@@ -83,15 +91,17 @@ class Kernel:
         policy: Policy,
         rng: Random,
         *,
-        head: Head,
+        past: Past,
+        books: Books = NO_BOOKS,
+        is_confirmed: bool = True,
         records: Sequence[TaskRecord] = (),
         tenancies: Sequence[PersistTenancy] = (),
-        allocs: Mapping[tuple[TaskId, int], Entry] | None = None,
-        closings: Sequence[Entry] = (),
         epoch: int,
         epoch_ms: int,
         shop: Shop,
     ) -> None:
+        """*past* and *books* are what the ledger says; a chain that is not *confirmed* waits for
+        ChainConfirmed before anything is signed on it."""
         clock = Clock(epoch_ms)
         self.identity = identity
         self.faults: Counter[str] = Counter()
@@ -101,17 +111,36 @@ class Kernel:
         self._forecaster = Forecaster()
         self._owner = Capacity()
         self._announcer = Announcer(identity, policy, epoch)
-        self._tenancies = Tenancies(identity, policy, shop, clock, tuple(tenancies), net=head.net)
+        self._clock = clock
+        self._own = OwnChain(
+            past, identity.sign, head_every=policy.head_every, is_confirmed=is_confirmed
+        )
+        self.credit = Credit(
+            identity.peer,
+            books,
+            {PeerId(buyer): limit for buyer, limit in past.lines},
+            net=past.head.net,
+            default_line=policy.credit_line,
+        )
+        self._tenancies = Tenancies(
+            identity,
+            policy,
+            shop,
+            clock,
+            tuple(tenancies),
+            own=self._own,
+            credit=self.credit,
+            claimed=frozenset(past.claims),
+        )
         self._auctioneer = Auctioneer(
             identity,
             policy,
             clock,
             rng,
             self._book,
-            head=head,
+            own=self._own,
+            past=past,
             records=records,
-            allocs=allocs or {},
-            closings=closings,
         )
 
     # --- what shells and checkers may read ------------------------------------------------------
@@ -134,7 +163,17 @@ class Kernel:
     @property
     def head(self) -> Head:
         """The end of our chain, not yet durable entries included."""
-        return self._auctioneer.accounts.head
+        return self._own.head
+
+    @property
+    def tier(self) -> str:
+        """How overspending is met here: "T0", "T1" or "T2"."""
+        return "T2" if self._policy.witnesses else self._policy.tier
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether peers have confirmed where our chain ends: before that it does not grow."""
+        return self._own.is_confirmed
 
     def why_full(self) -> str:
         """Why no further task can be admitted, or the empty string."""
@@ -170,14 +209,16 @@ class Kernel:
             "faults": (len(self.faults), FAULTS_MAX + 1),
             **self._auctioneer.sizes(),
             **self._tenancies.sizes(),
+            **self.credit.sizes(),
         }
 
     def statistics(self) -> Mapping[str, int]:
         """Bounds reached and faults met."""
         return {
             "offers_evicted": self._book.evicted,
-            "holds_lapsed": self._tenancies.lapsed,
+            "holds_lapsed": self._tenancies.holds.lapsed,
             "answers_given_up": self._tenancies.unanswered,
+            **self.credit.tally,
             **{f"fault_{reason}": count for reason, count in sorted(self.faults.items())},
         }
 
@@ -187,6 +228,9 @@ class Kernel:
         """What is to be done about *event*, in order. *now* is monotonic seconds."""
         before = self.free()
         actions = self._route(event, now)
+        for action in actions:
+            if isinstance(action, AppendEntry):
+                self.credit.see(Entry.decode(action.entry))
         if self.free() != before and self._announcer.is_stale(self.free(), self.sold()):
             actions += self._announcer.hurry(now)
         return actions
@@ -212,15 +256,21 @@ class Kernel:
                 self._owner = Capacity(cpu_milli=cpu_milli, memory=memory)
                 return []
             case RunProgressed(task, fence, fuel):
-                return self._tenancies.run_progressed(task, fence, fuel)
+                return self._tenancies.run_progressed(task, fence, fuel, now)
             case RunEnded(task, fence, result):
                 return self._tenancies.run_ended(task, fence, result, now)
             case RunLost(task, fence, reason):
                 return self._tenancies.run_lost(task, fence, reason, now)
             case Collected(task, fence, reason):
                 return self._auctioneer.collected(task, fence, reason, now)
-            case ChainConfirmed() | Learned() | LineSet():
-                return []
+            case Certified():
+                return self._auctioneer.certified(event, now)
+            case ChainConfirmed(lost):
+                return self._confirm([Entry.decode(data) for data in lost], now)
+            case Learned(entries, forked):
+                return self._learn([Entry.decode(data) for data in entries], forked)
+            case LineSet(buyer, limit):
+                return self._set_line(buyer, limit, now)
             case Woken():
                 return self._wake(event, now)
             case _:
@@ -242,7 +292,7 @@ class Kernel:
             case Declined():
                 return auctioneer.declined(peer, message, now)
             case Release():
-                return tenancies.release(peer, message)
+                return tenancies.holds.release(peer, message)
             case Renew():
                 return auctioneer.renew(peer, message, now)
             case Renewed():
@@ -255,6 +305,10 @@ class Kernel:
                 return auctioneer.lost(peer, message, now)
             case Settled():
                 return tenancies.settled(peer, message)
+            case Slice():
+                return auctioneer.billing.slice(peer, message, now)
+            case Sliced():
+                return tenancies.sliced(peer, message, now)
             case _:
                 assert_never(message)
 
@@ -263,7 +317,7 @@ class Kernel:
         if event.timer == "offer":
             return self._offer_due(now)
         if event.timer == "accounts":
-            return auctioneer.accounts_due(now)
+            return auctioneer.billing.due(now)
         task, mark = event.subject, event.mark
         assert task is not None, event
         match event.timer:
@@ -278,17 +332,47 @@ class Kernel:
             case "deadline":
                 return auctioneer.deadline_due(task, now)
             case "hold":
-                return tenancies.hold_ends(task, mark)
+                return tenancies.holds.due(task, mark)
             case "renew":
                 return tenancies.renew_due(task, mark, now)
             case "expire":
                 return tenancies.expire_due(task, mark, now)
             case "orphan":
                 return tenancies.orphan_due(task, mark, now)
+            case "claim":
+                return tenancies.claim_due(task, mark, now)
             case "answer":
                 return tenancies.answer_due(task, mark, now)
             case _:
                 assert_never(event.timer)
+
+    def _confirm(self, lost: Sequence[Entry], now: float) -> list[Action]:
+        """Peers told where our chain ends: from now on it may grow."""
+        if self._own.is_confirmed:
+            return []
+        for entry in lost:
+            self.credit.see(entry)
+        self._own.is_confirmed = True
+        return self._auctioneer.confirmed(lost, now)
+
+    def _learn(self, entries: Sequence[Entry], forked: Sequence[PeerId]) -> list[Action]:
+        """What replication brought: it changes what buyers owe us, and whom we trust."""
+        for entry in entries:
+            self.credit.see(entry)
+        frozen = self.credit.freeze(forked)
+        for peer in frozen:
+            self._book.drop(peer)
+        return [Notify(Forked(peer)) for peer in frozen]
+
+    def _set_line(self, buyer: PeerId, limit: int, now: float) -> list[Action]:
+        if buyer == self.identity.peer or self._own.why_not():
+            return []
+        sign = self.identity.sign
+
+        def write(head: Head, wall_ms: int) -> tuple[Head, Entry]:
+            return chain.line(head, limit, buyer, wall_ms=wall_ms, sign=sign)
+
+        return self._own.append(write, self._clock.wall_ms(now))[1]
 
     def _hear(self, signed: SignedOffer, now: float) -> list[Action]:
         """A gossiped offer. Whoever passed it on is not to blame for what stands in it."""
@@ -298,6 +382,9 @@ class Kernel:
             self._count(error)
             return []
         if heard is None:
+            return []
+        if self.credit.is_frozen(heard.offer.peer):
+            self._book.drop(heard.offer.peer)
             return []
         actions: list[Action] = [Notify(OfferHeard(heard.offer))]
         # In a full book everybody who was evicted looks new: greeting them would be a storm.

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from mesh import units
+from mesh.ids import parse_peer
 
 TEXT_MAX = 4096
 """Characters of any text value."""
@@ -171,16 +172,39 @@ def _read_url(value: object) -> str:
     return url.rstrip("/")
 
 
-def _read_addresses(value: object) -> tuple[str, ...]:
+def _items(value: object, what: str) -> tuple[str, ...]:
     """A list, or (from the environment) text with commas."""
     items = [item for item in value.split(",") if item] if isinstance(value, str) else value
     if not isinstance(items, Sequence) or len(items) > LIST_MAX:
-        raise ValueError(f"is not a list of at most {LIST_MAX} addresses")
-    addresses = tuple(_text_of(item) for item in items)
+        raise ValueError(f"is not a list of at most {LIST_MAX} {what}")
+    return tuple(_text_of(item) for item in items)
+
+
+def _read_addresses(value: object) -> tuple[str, ...]:
+    addresses = _items(value, "addresses")
     for address in addresses:
         if not address.startswith("/") or "/p2p/" not in address:
             raise ValueError(f"{address!r} is not a full multiaddress")
     return addresses
+
+
+def _read_listens(value: object) -> tuple[str, ...]:
+    addresses = _items(value, "addresses")
+    for address in addresses:
+        if not address.startswith("/") or "/tcp/" not in address or "/p2p/" in address:
+            raise ValueError(f"{address!r} is not a multiaddress without /p2p/")
+    return addresses
+
+
+def _read_peers(value: object) -> tuple[str, ...]:
+    peers = _items(value, "peer ids")
+    for peer in peers:
+        parse_peer(peer)
+    return peers
+
+
+def _write_list(items: Sequence[str]) -> str:
+    return "[" + ", ".join(_quoted(item) for item in items) + "]"
 
 
 FLAG = Kind("true or false", _read_flag, lambda value: str(value).lower())
@@ -192,5 +216,7 @@ NAME = Kind("text", _text_of, _quoted)
 ADDRESSES = Kind(
     'a list such as ["/ip4/192.0.2.7/tcp/4001/p2p/12D3KooW…"]',
     _read_addresses,
-    lambda value: "[" + ", ".join(_quoted(item) for item in value) + "]",
+    _write_list,
 )
+LISTENS = Kind('a list such as ["/ip4/192.0.2.7/tcp/4001"]', _read_listens, _write_list)
+PEERS = Kind('a list of peer ids such as ["12D3KooW…"]', _read_peers, _write_list)

@@ -142,6 +142,8 @@ class Award:
     entry: bytes
     """ledger.model.Entry, encoded; embeds the seller's signed terms."""
     ttl_ms: int
+    certificate: bytes = b""
+    """ledger.quorum.Certificate of the entry, encoded, where the seller asks for one (T2)."""
 
 
 @frozen
@@ -190,6 +192,28 @@ class Renewed:
     fence: int
     seq: int
     ttl_ms: int
+
+
+@frozen
+class Slice:
+    """Holder to grantor: this much was burnt so far; sign for it (USE terms, signed by the seller).
+
+    A run goes on only so far beyond what its buyer has signed for.
+    """
+
+    task: TaskId
+    fence: int
+    terms: bytes
+    signature: bytes
+
+
+@frozen
+class Sliced:
+    """Grantor to holder: signed; the USE entry."""
+
+    task: TaskId
+    fence: int
+    entry: bytes
 
 
 @frozen
@@ -264,5 +288,7 @@ Message: TypeAlias = (
     | Done
     | Lost
     | Settled
+    | Slice
+    | Sliced
 )
 """Everything that may arrive from a peer on the message stream."""

@@ -7,61 +7,62 @@ Down: runs given up with their reason, doors, sandbox, network, files.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from random import Random
 from secrets import randbits
 from time import time_ns
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 import mesh
 from ledger.errors import BadEntry, BrokenChain, LedgerError
-from ledger.model import Entry, Kind
-from ledger.store import Store
+from ledger.quorum import Quorum
+from ledger.state import Accounts
+from ledger.witness import Witness
 from mesh import codec
 from mesh.api.monitor import open_monitor
 from mesh.api.server import open_api
+from mesh.auditor import Auditor
+from mesh.belongings import Belongings, open_belongings, read_psk
+from mesh.bookkeeper import Bookkeeper, Tier
 from mesh.broadcast import Broadcast
+from mesh.certifying import Certifying, Witnessing
 from mesh.config import Config
-from mesh.desk import Desk, earned_by
+from mesh.desk import Desk
 from mesh.driver import Driver
-from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Unavailable
-from mesh.identity.keys import NodeKey, identity, load, load_or_create
-from mesh.ids import PeerId, format_peer
+from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Stopped, Unavailable
+from mesh.identity.keys import identity
+from mesh.ids import NET, PeerId, format_peer, parse_peer
 from mesh.kernel import Kernel
-from mesh.market.accounts import CLOSINGS_MAX, Key, open_allocs
 from mesh.market.bidding import Shop
+from mesh.market.credit import read_books
+from mesh.market.own_chain import read_past
 from mesh.market.policy import Policy
-from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
-from mesh.network.network import BLOCKS, Network, NetworkConfig, open_network
+from mesh.network.network import BLOCKS, LEDGER, WITNESS, Network, NetworkConfig, open_network
 from mesh.paths import Home
 from mesh.performer import Performer
+from mesh.replication import Replication, ReplicationConfig
+from mesh.rerun import Rerunner
 from mesh.resources.probe import Probe, ThisMachine, watch
+from mesh.rumours import Rumours
 from mesh.runtime.execution import Workshop
 from mesh.runtime.supervisor import open_supervisor
 from mesh.sansio import OfferReceived, Received
 from mesh.sim.replay import Facts, write_black_box
-from mesh.storage.disk import DiskBlocks
-from mesh.storage.journal import Journal, open_journal
 from mesh.storage.transfer import serve
-from mesh.upkeep import advertise, sweep
+from mesh.upkeep import advertise, scan, sweep
 
 _log = logging.getLogger("mesh.node")
 
-NET = b"mesh/1\0\0"
-"""The network's name in every ledger entry, 8 bytes."""
 SPEED = 500_000
 """Fuel per ms and core that a node claims before its own runs have corrected it."""
 LEAVE_S = 2.0
@@ -71,14 +72,6 @@ SERVING_MAX = 4
 _ROOM = "free some of its disk, then start again: nothing acknowledged is lost"
 
 Announce = Callable[[Mapping[str, object]], None]
-
-
-class Stopped(Unavailable):
-    """The node had to stop: why, and the way out."""
-
-    def __init__(self, why: str, hint: str) -> None:
-        super().__init__(why)
-        self.hint = hint
 
 
 def main(config: Config, home: Home, *, announce: Announce) -> int:
@@ -126,7 +119,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 async def _run(config: Config, home: Home, announce: Announce) -> None:
-    with _open_files(config, home) as files:
+    with open_belongings(config, home) as files:
         facts = _gather(config, home, files)
         kernel = facts.build(identity(files.key))
         driver = Driver(kernel)
@@ -139,83 +132,7 @@ async def _run(config: Config, home: Home, announce: Announce) -> None:
             raise
 
 
-@frozen
-class _Files:
-    """All that is on disk."""
-
-    key: NodeKey
-    is_new_key: bool
-    key_path: Path
-    journal: Journal
-    ledger: Store
-    reader: Store
-    """The same file, for whoever reads for long."""
-    blocks: DiskBlocks
-    scratch: Path
-    epoch: int
-
-
-@contextmanager
-def _open_files(config: Config, home: Home) -> Iterator[_Files]:
-    with ExitStack() as stack:
-        try:
-            files = _open_all(config, home, stack)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ConfigError(
-                "MESH_HOME", f"{error.filename}: {error.strerror}", "mend it, or choose another"
-            ) from None
-        yield files
-
-
-def _open_all(config: Config, home: Home, stack: ExitStack) -> _Files:
-    for folder in (home.state, home.data, home.run):
-        _make_private(folder)
-    key_path = Path(config.identity.key_file) if config.identity.key_file else home.key_file
-    is_new_key = not config.identity.key_file and not key_path.exists()
-    key = load(key_path) if config.identity.key_file else load_or_create(key_path)
-    blocks = DiskBlocks(home.data / "blocks", config.storage.quota)
-    stack.callback(blocks.close)
-    stack.callback(os.close, _lock(key_path))
-    scratch = home.data / "scratch"
-    shutil.rmtree(scratch, ignore_errors=True)  # ours alone: the store's lock is held
-    _make_private(scratch)
-    blocks.put(EMPTY_FILE, b"")  # what most runs leave: never worth a fetch
-    blocks.put(EMPTY_DIR, EMPTY_DIR_BLOCK)
-    journal = stack.enter_context(open_journal(home.state / "node.sqlite"))
-    ledger, reader = [
-        stack.enter_context(Store.open(home.state / "ledger.sqlite")) for _ in range(2)
-    ]
-    epoch = journal.next_epoch()
-    return _Files(key, is_new_key, key_path, journal, ledger, reader, blocks, scratch, epoch)
-
-
-def _lock(key_path: Path) -> int:
-    """Two nodes with one key would fork its chain: on one machine the second is turned away."""
-    descriptor = os.open(key_path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(
-            "identity.key_file", f"another node runs with {key_path}", "give each a key of its own"
-        ) from None
-    except OSError as error:
-        _log.warning("%s cannot be locked: %s", key_path, error)
-    return descriptor
-
-
-def _make_private(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ConfigError(
-            "MESH_HOME", f"{folder} cannot be made: {error.strerror}", "choose another folder"
-        ) from None
-
-
-def _gather(config: Config, home: Home, files: _Files) -> Facts:
+def _gather(config: Config, home: Home, files: Belongings) -> Facts:
     """What the kernel is built from."""
     machine = Probe(ThisMachine(), trio.current_time).capacity(home.data)
     policy = evolve(
@@ -223,6 +140,9 @@ def _gather(config: Config, home: Home, files: _Files) -> Facts:
         candidates=config.market.candidates,
         window_ms=config.market.window_ms,
         ttl_ms=config.market.lease_ttl_s * 1000,
+        credit_line=config.ledger.credit_line,
+        tier=config.ledger.tier,
+        witnesses=tuple(quorum.members) if (quorum := _quorum(config)) else (),
     )
     sold = config.sell.capacity(machine)
     shop = Shop(
@@ -234,33 +154,23 @@ def _gather(config: Config, home: Home, files: _Files) -> Facts:
         features=("wasm",) if config.sell.enabled else (),
         agent=_agent(),
     )
-    allocs, closings = _read_chain(files)
+    peer = files.key.peer
+    past = read_past(peer, NET, (e for e in files.ledger.chain(peer) if e.content.net == NET))
+    if past.head.seq == 0:  # an heir's chain begins at the ROTATE
+        past = evolve(past, head=files.ledger.head(peer, NET))
     return Facts(
         peer=files.key.peer,
         policy=policy,
         seed=randbits(64),
-        head=files.ledger.head(files.key.peer, NET),
+        past=past,
+        books=read_books(peer, Accounts(NET), files.ledger.entries()),
+        is_confirmed=files.is_new_key and past.head.seq == 0,
         records=tuple(files.journal.tasks(policy.tasks_ended_max)),
         tenancies=tuple(files.journal.tenancies()),
-        allocs=tuple(entry.encode() for entry in allocs.values()),
-        closings=tuple(entry.encode() for entry in closings),
         epoch=files.epoch,
         epoch_ms=time_ns() // 10**6 - int(trio.current_time() * 1000),
         shop=shop,
     )
-
-
-def _read_chain(files: _Files) -> tuple[Mapping[Key, Entry], deque[Entry]]:
-    """Our awards that nothing has closed, and the newest closings: one pass, however long it is."""
-    closings: deque[Entry] = deque(maxlen=CLOSINGS_MAX)
-
-    def passing() -> Iterator[Entry]:
-        for entry in files.ledger.chain(files.key.peer):
-            if entry.content.kind is not Kind.ALLOC:
-                closings.append(entry)
-            yield entry
-
-    return open_allocs(passing()), closings
 
 
 def _record_crash(home: Home, facts: Facts, driver: Driver) -> None:
@@ -277,11 +187,21 @@ def _record_crash(home: Home, facts: Facts, driver: Driver) -> None:
 
 
 async def _serve(
-    config: Config, home: Home, files: _Files, kernel: Kernel, driver: Driver, announce: Announce
+    config: Config,
+    home: Home,
+    files: Belongings,
+    kernel: Kernel,
+    driver: Driver,
+    announce: Announce,
 ) -> None:
     async with AsyncExitStack() as stack:
         alarm = _Alarm()
-        network = await stack.enter_async_context(_join(config, home, files, driver, alarm))
+        replication = _replicate(config, files, kernel, driver, alarm)
+        witnessing = _witness(files, kernel, alarm)
+        network = await stack.enter_async_context(
+            _join(config, home, files, driver, alarm, replication, witnessing)
+        )
+        replication.network = network
         supervisor = await stack.enter_async_context(
             open_supervisor(home.data / "runtime", workers_max=max(1, kernel.sold().slots) + 1)
         )
@@ -299,7 +219,27 @@ async def _serve(
         )
         workshop = Workshop(files.blocks, supervisor, performer.bring, files.scratch)
         performer.workshop = workshop
-        performer.earned = earned_by(files.key.peer, files.ledger.entries())
+        counters: list[Callable[[], Mapping[str, int]]] = [replication.statistics]
+        quorum = _quorum(config)
+        if quorum:
+            learn = replication.learn_from
+            certifying = Certifying(quorum, files.petition, learn, witnessing, network)
+            performer.certify = certifying.certify
+            counters.append(lambda: certifying.tally)
+        if witnessing:
+            counters.append(witnessing.statistics)
+        reading = trio.CapacityLimiter(1)
+        bookkeeper = Bookkeeper(
+            me=files.key.peer,
+            ledger=files.reader,
+            reading=reading,
+            merge=replication.learn_from,
+            driver=driver,
+            credit=kernel.credit,
+            tier=_tier(kernel, quorum),
+        )
+        rerunner = Rerunner(files.key.peer, files.blocks, workshop, performer.fetch)
+        auditor = Auditor(files.key.peer, files.reader, reading, rerunner)
         desk = Desk(
             kernel=kernel,
             driver=driver,
@@ -309,14 +249,18 @@ async def _serve(
             network=network,
             blocks=files.blocks,
             quota=config.storage.quota,
-            ledger=files.reader,
+            bookkeeper=bookkeeper,
+            auditor=auditor,
             scratch=files.scratch,
             agent=_agent(),
             started_at=trio.current_time(),
-            doors=[],
+            doors=counters,
         )
+        performer.said, performer.received = replication.push, replication.look_at
         for service in (
             alarm.heard,
+            replication.run,
+            partial(scan, home.state / "ledger.sqlite", alarm.ring),
             performer.gossip,
             partial(sweep, files.blocks, kernel),
             partial(watch, Probe(ThisMachine(), trio.current_time), driver.post),
@@ -333,7 +277,7 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
-def _boast(config: Config, files: _Files, kernel: Kernel) -> dict[str, object]:
+def _boast(config: Config, files: Belongings, kernel: Kernel) -> dict[str, object]:
     """What a person wants to read first, beside where the node listens."""
     return {
         "key": str(files.key_path),
@@ -361,9 +305,70 @@ class _Alarm:
         raise self.error
 
 
+def _replicate(
+    config: Config, files: Belongings, kernel: Kernel, driver: Driver, alarm: _Alarm
+) -> Replication:
+    """What keeps our ledger equal to the others'; it begins to when it has a network."""
+    tally: Counter[str] = Counter()
+    settings = config.ledger
+    return Replication(
+        merger=files.merger,
+        rumours=Rumours(files.index, tally),
+        peer=files.key.peer,
+        head=kernel.head,
+        is_confirmed=kernel.is_confirmed,
+        post=driver.post,
+        alarm=alarm.ring,
+        rng=Random(),  # noqa: S311  (jitter, nothing secret)
+        tally=tally,
+        config=ReplicationConfig(
+            is_bilateral=settings.tier == "T0",
+            repair_s=float(settings.repair_s),
+            full_repair_s=float(settings.full_repair_s),
+        ),
+    )
+
+
+def _quorum(config: Config) -> Quorum | None:
+    """Whom we ask for votes. Raises ConfigError."""
+    settings = config.ledger
+    if settings.tier != "T2":
+        return None
+    try:
+        return Quorum.of([parse_peer(text) for text in settings.witnesses])
+    except LedgerError as error:
+        raise ConfigError("ledger.witnesses", error.reason, error.hint) from None
+
+
+def _tier(kernel: Kernel, quorum: Quorum | None) -> Tier:
+    if quorum is None:
+        return Tier(kernel.tier)
+    return Tier(kernel.tier, len(quorum.members), quorum.needed)
+
+
+def _witness(files: Belongings, kernel: Kernel, alarm: _Alarm) -> Witnessing | None:
+    """Ourselves as a witness, where our owner wants that."""
+    if files.votes is None:
+        return None
+
+    def refusal(author: bytes, net: bytes) -> str:
+        if net != NET:
+            return "another network"
+        return "its key forked or is retired" if kernel.credit.is_frozen(PeerId(author)) else ""
+
+    us = kernel.identity
+    return Witnessing(Witness(us.peer, us.sign, files.votes, refusal=refusal), alarm.ring)
+
+
 @asynccontextmanager
 async def _join(
-    config: Config, home: Home, files: _Files, driver: Driver, alarm: _Alarm
+    config: Config,
+    home: Home,
+    files: Belongings,
+    driver: Driver,
+    alarm: _Alarm,
+    replication: Replication,
+    witnessing: Witnessing | None,
 ) -> AsyncIterator[Network]:
     """The network, its frames and offers posted to the driver."""
     met: list[Network] = []
@@ -399,30 +404,22 @@ async def _join(
         NetworkConfig(
             seed=files.key.seed,
             listen=(f"/{family}/{settings.listen_host}/tcp/{settings.listen_port}",),
+            announce=settings.announce,
             bootstrap=settings.bootstrap,
             mdns=settings.mdns,
-            psk=_read_psk(settings.psk_file),
+            psk=read_psk(settings.psk_file),
             state_folder=home.state,
             agent=_agent(),
         ),
         rng=Random(),  # noqa: S311  (jitter, nothing secret)
         on_frame=on_frame,
         on_offer=on_offer,
-        serve={BLOCKS: serve_blocks},
+        serve={BLOCKS: serve_blocks} | ({WITNESS: witnessing.answer} if witnessing else {}),
+        topics=[] if replication.config.is_bilateral else [replication.rumours.topic],
+        answers={LEDGER: replication.answer},
     ) as network:
         met.append(network)
         yield network
-
-
-def _read_psk(path: str) -> str | None:
-    if not path:
-        return None
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "network.psk_file", f"{path}: {error}", "name a file with 64 hex digits"
-        ) from None
 
 
 async def _open_doors(

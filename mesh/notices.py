@@ -87,8 +87,15 @@ class Hosted:
     reason: str
 
 
+@frozen
+class Forked:
+    """A key is proven to have signed two entries for one place of its chain: nobody's credit."""
+
+    peer: PeerId
+
+
 Notice: TypeAlias = (
-    OfferHeard | OfferAged | Asked | Answered | Awarded | Moved | Progressed | Hosted
+    OfferHeard | OfferAged | Asked | Answered | Awarded | Moved | Progressed | Hosted | Forked
 )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import assert_never
 
 import trio
 from attrs import define, field
 
-from ledger.model import Entry, Kind
+from ledger.model import Entry
+from ledger.quorum import Certificate
 from ledger.store import Store
 from mesh import codec
 from mesh.broadcast import Broadcast
@@ -24,6 +25,8 @@ from mesh.runtime.execution import Gate, Workshop
 from mesh.sansio import (
     Action,
     AppendEntry,
+    Certified,
+    Certify,
     Collect,
     Collected,
     ContinueRun,
@@ -84,8 +87,12 @@ class Performer:
         self.workshop: Workshop | None = None
         self.tally: Counter[str] = Counter()
         self.transfers = Tally()
-        self.earned = 0
-        """µcr settled in our favour, by the entries we hold."""
+        self.said: Callable[[Sequence[Entry]], None] = lambda _: None
+        """Hears of our own entries once they are durable."""
+        self.certify: Callable[[Entry], Awaitable[Certificate]] | None = None
+        """Asks the witnesses, where there are any. Raises Unavailable."""
+        self.received: Callable[[Sequence[Entry]], None] = lambda _: None
+        """Hears of others' entries that a deal brought, once they are durable."""
         self.hostings: dict[tuple[TaskId, int], Hosting] = {}
         """As many as the kernel sold room for."""
         self._driver = driver
@@ -111,15 +118,16 @@ class Performer:
         own = [Entry.decode(write.entry) for write in entries if write.is_own]
         records = [write for write in writes if not isinstance(write, AppendEntry)]
         await trio.to_thread.run_sync(self._write, others, records, own, limiter=self._disk)
+        if others:
+            self.received(others)
+        if own:
+            self.said(own)
 
     def _write(
         self, others: Sequence[Entry], records: Sequence[Write], own: Sequence[Entry]
     ) -> None:
         if others:
-            new = {entry.id: entry for entry in others if self._ledger.entry(entry.id) is None}
             self._ledger.add(others)
-            settled = [each.content for each in new.values() if each.content.kind is Kind.SETTLE]
-            self.earned += sum(body.deal.amount for body in settled)
         if records:
             self._journal.commit(records)
         if own:
@@ -149,6 +157,8 @@ class Performer:
                     hosted.scope.cancel()
             case Collect():
                 self._nursery.start_soon(self._collect, action)
+            case Certify():
+                self._nursery.start_soon(self._certify, action)
             case Penalize(peer, reason):
                 self._network.penalize(peer, reason)
             case Notify(notice):
@@ -257,6 +267,15 @@ class Performer:
                 await self._driver.post(RunLost(run.task, run.fence, str(error)[:512]))
             finally:
                 del self.hostings[key]
+
+    async def _certify(self, asked: Certify) -> None:
+        assert self.certify is not None, "there are no witnesses to ask"
+        certificate, reason = b"", ""
+        try:
+            certificate = (await self.certify(Entry.decode(asked.entry))).encode()
+        except Unavailable as error:
+            reason = str(error)[:512]
+        await self._driver.post(Certified(asked.task, asked.fence, certificate, reason))
 
     async def _collect(self, collect: Collect) -> None:
         reason = ""

@@ -123,6 +123,17 @@ class ChainConfirmed:
 
 
 @frozen
+class Certified:
+    """What a Certify asked for is here; or, with a *reason*, is not."""
+
+    task: TaskId
+    fence: int
+    certificate: bytes
+    """ledger.quorum.Certificate, encoded."""
+    reason: str
+
+
+@frozen
 class Learned:
     """What replication brought: new, checked and durable entries of others that concern us."""
 
@@ -151,6 +162,7 @@ Timer: TypeAlias = Literal[
     "expire",
     "orphan",
     "answer",
+    "claim",
     "accounts",
     "offer",
 ]
@@ -176,6 +188,7 @@ Event: TypeAlias = (
     | RunEnded
     | RunLost
     | Collected
+    | Certified
     | ChainConfirmed
     | Learned
     | LineSet
@@ -281,6 +294,15 @@ class Collect:
 
 
 @frozen
+class Certify:
+    """Ask the witnesses to vote for our *entry*, the award of a task. Ends in Certified."""
+
+    task: TaskId
+    fence: int
+    entry: bytes
+
+
+@frozen
 class Penalize:
     """A peer broke the protocol: its fault is counted against it."""
 
@@ -315,6 +337,7 @@ Action: TypeAlias = (
     | ContinueRun
     | StopRun
     | Collect
+    | Certify
     | Penalize
     | Notify
     | WakeAt

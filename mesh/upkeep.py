@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import trio
 
-from mesh.errors import MeshError, NotFound, Unavailable
+from ledger import keys
+from ledger.errors import Corruption, LedgerError
+from ledger.store import Store
+from mesh.errors import MeshError, NotFound, Stopped, Unavailable
 from mesh.kernel import Kernel
 from mesh.network.network import Network
 from mesh.performer import hosted_pin, task_pin
@@ -16,8 +25,45 @@ _log = logging.getLogger("mesh.upkeep")
 
 ADVERTISE_AFTER_S = 5.0
 ADVERTISE_EVERY_S = 600.0
+SCAN_SLICE = 32
+SCAN_REST = 4.0
+"""Times as long as it has worked."""
 SWEEP_EVERY_S = 600.0
 SWEEP_GRACE_S = 3_600.0
+
+
+async def scan(path: Path, alarm: Callable[[MeshError], None]) -> None:
+    """Check every entry of the ledger in *path* once, at a leisurely pace; *alarm* hears of rot."""
+    try:
+        count = await trio.to_thread.run_sync(_scan, path, limiter=trio.CapacityLimiter(1))
+        _log.info("the ledger is sound: %s entries", count)
+    except Corruption as error:
+        alarm(Stopped(f"the ledger: {error.reason}", error.hint))
+    except LedgerError as error:
+        _log.warning("the ledger was not scanned: %s", error)
+
+
+def _scan(path: Path) -> int:
+    if sys.platform == "linux":  # there a priority is a thread's own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    with Store.open(path) as store:
+        return store.scan(_Leisure().verify)
+
+
+class _Leisure:
+    """Verifies a few at a time, and rests longer than that took: others want the interpreter."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._since = time.monotonic()
+
+    def verify(self, key: bytes, message: bytes, signature: bytes) -> bool:
+        self._count += 1
+        if self._count % SCAN_SLICE == 0:
+            trio.from_thread.check_cancelled()
+            time.sleep(min(1.0, SCAN_REST * (time.monotonic() - self._since)))
+            self._since = time.monotonic()
+        return keys.verify(key, message, signature)
 
 
 async def advertise(network: Network, kernel: Kernel) -> None:

@@ -95,6 +95,18 @@ export function decode(bytes, limit = ENTRY_MAX) {
   return at === bytes.length ? whole : bad("bytes after the end");
 }
 
+/** The one encoding of unsigned integers (BigInt) and byte strings below 256 bytes, in an array below 16. */
+export function encodeRow(items) {
+  const big = (value, size) => Uint8Array.from({ length: size }, (_, i) => Number((value >> BigInt(8 * (size - 1 - i))) & 255n));
+  const encoded = items.map((item) => {
+    if (item instanceof Uint8Array) return concat(new Uint8Array([0xc4, item.length]), item);
+    if (item < 128n) return big(item, 1);
+    const [type, size] = item < 2n ** 8n ? [0xcc, 1] : item < 2n ** 16n ? [0xcd, 2] : item < 2n ** 32n ? [0xce, 4] : [0xcf, 8];
+    return concat(new Uint8Array([type]), big(item, size));
+  });
+  return concat(new Uint8Array([0x90 | items.length]), ...encoded);
+}
+
 // --- keys: one rule for signatures, whatever library lies below ----------------------------------
 
 const P = 2n ** 255n - 19n, L = 2n ** 252n + 27742317777372353535851937790883648493n;
@@ -109,10 +121,12 @@ function isSoundPoint(bytes) {
   return y < P && !SMALL_ORDER_Y.has(y);
 }
 
+const isSoundKey = (key) => key.length === 32 && isSoundPoint(key);
+
 /** Whether *signature* is *key*'s over *message*. */
 export async function verify(key, message, signature) {
-  if (key.length !== 32 || signature.length !== 64) return false;
-  if (!isSoundPoint(key) || !isSoundPoint(signature.subarray(0, 32))) return false;
+  if (!isSoundKey(key) || signature.length !== 64) return false;
+  if (!isSoundPoint(signature.subarray(0, 32))) return false;
   if (little(signature.subarray(32)) >= L) return false;
   const name = hex(key);
   try {
@@ -128,7 +142,7 @@ export async function verify(key, message, signature) {
 }
 
 const domain = (name) => utf8.encode(`mesh-ledger/1/${name}\0`);
-const AUTHOR = domain("author"), TERMS = domain("terms"), USE = domain("use"), KEYOP = domain("keyop");
+const AUTHOR = domain("author"), TERMS = domain("terms"), USE = domain("use"), KEYOP = domain("keyop"), WITNESS = domain("witness");
 
 // --- words: what each field may hold, in wire order ----------------------------------------------
 
@@ -289,6 +303,17 @@ function checkResolution(entry, alloc) {
   if (!resolves(entry.is, alloc.is)) broken("the terms are not those of the ALLOC");
 }
 
+const heirOf = (entry) => (entry.kind === "KEYOP" && entry.is.op === 3n ? entry.is.subject : new Uint8Array(0));
+
+/** The head that *entry* must follow: that of the entry *before*; for the first nothing, or the ROTATE to its author. */
+function headBefore(entry, before) {
+  const { author, net } = entry;
+  if (entry.seq !== 0n) return { ...before, seq: before.seq + 1n, prev: before.digest };
+  if (equal(entry.prev, GENESIS)) return { author, net, seq: 0n, prev: GENESIS, hlc: 0n, posted: 0n, pending: 0n };
+  if (!equal(heirOf(before), author) || !equal(before.net, net)) broken("it begins at an entry that is no ROTATE to its author");
+  return { author, net, seq: 0n, prev: before.digest, hlc: before.hlc, posted: 0n, pending: 0n };
+}
+
 function checkOrder(head, entry) {
   if (!equal(head.author, entry.author) || !equal(head.net, entry.net)) broken("an entry of another chain");
   if (entry.seq !== head.seq) broken(`seq ${entry.seq} where ${head.seq} follows`);
@@ -369,7 +394,7 @@ export async function isConsistent(old, size, path, oldRoot, root) {
 
 // --- the file: JSON lines ------------------------------------------------------------------------
 
-const LINE_MAX = 64 * 1024, NESTED_MAX = 256, ARMS_MAX = 16;
+const LINE_MAX = 64 * 1024, NESTED_MAX = 256, ARMS_MAX = 16, MEMBERS_MAX = 64;
 const told = (number) => (number > BigInt(Number.MAX_SAFE_INTEGER) ? String(number) : Number(number));
 const shown = (value) => (typeof value === "bigint" ? told(value) : value instanceof Uint8Array ? hex(value) : value);
 
@@ -404,6 +429,7 @@ const asNumber = (top) => (v) => {
 const EVIDENCE = {
   inclusion: { entry_id: asBytes(32), head_id: asBytes(32), path: asList(32, PATH_MAX) },
   consistency: { old_id: asBytes(32), new_id: asBytes(32), path: asList(32, PATH_MAX + 1) },
+  certificate: { entry_id: asBytes(32), members: asList(32, MEMBERS_MAX), votes: asList(96, MEMBERS_MAX) },
   rerun: { entry_id: asBytes(32), job: asBytes(36), meter: asText, fuel: asNumber(UINT_MAX), exit: asNumber(2n ** 32n - 1n), outputs: asList(36, 8) },
 };
 
@@ -489,6 +515,7 @@ export async function audit(bytes) {
   await checkHeads(valid, find);
   checkUses(valid, find);
   await checkResolutions(valid, find);
+  checkHeirs(valid, find);
   checkForks(valid, find);
   checkBalances(valid, find);
   return findings;
@@ -496,6 +523,7 @@ export async function audit(bytes) {
 
 async function show(item, valid, proven, find) {
   if (item.type === "rerun") { find(hex(item.entry_id), "bill", showBill(item, valid.get(hex(item.entry_id)))); return; }
+  if (item.type === "certificate") { find(hex(item.entry_id), "certificate", await attempt(() => checkCertificate(item, valid.get(hex(item.entry_id))), "witnessed")); return; }
   const isInclusion = item.type === "inclusion";
   const [lower, upper] = isInclusion ? [hex(item.entry_id), hex(item.head_id)] : [hex(item.old_id), hex(item.new_id)];
   const below = valid.get(lower), above = valid.get(upper);
@@ -505,6 +533,21 @@ async function show(item, valid, proven, find) {
     : isConsistent(below.seq, above.seq, item.path, below.is.root, above.is.root));
   if (good) { proven.add(lower); proven.add(upper); }
   find(isInclusion ? lower : upper, item.type, [good, good ? "proven" : "the proof does not hold"]);
+}
+
+const rise = (keys) => keys.every((each, i) => i === 0 || hex(keys[i - 1]) < hex(each));
+
+/** That q = ⌈(n+f+1)/2⌉ of the n members, of whom f = ⌊(n-1)/3⌋ may lie, voted for *entry*. Throws BadEntry. */
+async function checkCertificate({ members, votes }, entry) {
+  if (!entry || entry.kind === "FORKPROOF") bad("the entry that is certified is not here, or on no chain");
+  if (!members.length || !rise(members) || !members.every(isSoundKey)) bad("the members are no quorum");
+  const witnesses = votes.map((vote) => vote.subarray(0, 32));
+  const known = new Set(members.map(hex));
+  if (!rise(witnesses) || !witnesses.every((each) => known.has(hex(each)))) bad("not one vote each, of members, rising");
+  const faulty = Math.floor((members.length - 1) / 3), needed = Math.ceil((members.length + faulty + 1) / 2);
+  if (votes.length < needed) bad(`${votes.length} votes where ${needed} are needed`);
+  const message = concat(WITNESS, encodeRow([1n, entry.net, entry.author, entry.seq, entry.digest]));
+  for (const vote of votes) if (!(await verify(vote.subarray(0, 32), message, vote.subarray(32)))) bad("a witness's signature is not its own");
 }
 
 function showBill(again, entry) {
@@ -518,17 +561,16 @@ function showBill(again, entry) {
 async function link(entry, valid, proven, find) {
   if (entry.kind === "FORKPROOF") return;
   const before = valid.get(hex(entry.prev));
+  if (!before && !(entry.seq === 0n && equal(entry.prev, GENESIS))) { find(entry.id, "chain", proven.has(entry.id) ? [true, "proven by a HEAD"] : [false, `seq ${entry.seq}: the entry before is missing`]); return; }
   let head;
-  if (entry.seq === 0n && equal(entry.prev, GENESIS)) head = { author: entry.author, net: entry.net, seq: 0n, prev: GENESIS, hlc: 0n, posted: 0n, pending: 0n };
-  else if (before) head = { ...before, seq: before.seq + 1n, prev: before.digest };
-  else { find(entry.id, "chain", proven.has(entry.id) ? [true, "proven by a HEAD"] : [false, `seq ${entry.seq}: the entry before is missing`]); return; }
-  if (!find(entry.id, "chain", await attempt(() => checkOrder(head, entry), `seq ${entry.seq} follows`))) return;
+  const follows = () => { head = headBefore(entry, before); checkOrder(head, entry); };
+  if (!find(entry.id, "chain", await attempt(follows, `seq ${entry.seq} follows`))) return;
   find(entry.id, "totals", await attempt(() => checkTotals(head, entry, valid.get(hex(entry.ref))), `${entry.posted} µcr posted, ${entry.pending} pending`));
 }
 
 function pathTo(tip, valid) {
   const path = [tip];
-  while (!equal(path.at(-1).prev, GENESIS)) {
+  while (path.at(-1).seq > 0n) {
     const before = valid.get(hex(path.at(-1).prev));
     if (!before || place(before) !== place({ ...path.at(-1), seq: path.at(-1).seq - 1n })) return [];
     path.push(before);
@@ -587,6 +629,13 @@ async function checkResolutions(valid, find) {
       find(entry.id, "resolution", keeps[0] && first !== entry ? [false, `resolved by r-${first.id}`] : keeps);
     }
   }
+}
+
+function checkHeirs(valid, find) {
+  const heirs = new Map(), rotates = [...valid.values()].filter((entry) => heirOf(entry).length);
+  const keyOf = ({ net, author }) => `${hex(net)}/${hex(author)}`;
+  for (const entry of rotates) heirs.set(keyOf(entry), (heirs.get(keyOf(entry)) ?? new Set()).add(hex(heirOf(entry))));
+  for (const entry of rotates) find(entry.id, "heir", [heirs.get(keyOf(entry)).size === 1, `handed to ${[...heirs.get(keyOf(entry))]}`]);
 }
 
 function checkForks(valid, find) {

@@ -10,7 +10,21 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar, assert_never
 
 from mesh import ids, messages, notices
-from mesh.api.door import BidRequest, Finding, NodeView, Numbered, PeerView, ReceiptView
+from mesh.api.door import (
+    AuditRequest,
+    BidRequest,
+    Finding,
+    ForkView,
+    Form,
+    Intake,
+    LedgerView,
+    LineView,
+    NodeView,
+    Numbered,
+    PeerView,
+    Piece,
+    ReceiptView,
+)
 from mesh.api.faults import FieldError
 from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.order import Answer, State, TaskRecord
@@ -75,6 +89,36 @@ def read_bid(request: market_pb2.MarketBidRequest) -> BidRequest:
     )
 
 
+def read_audit(request: ledger_pb2.LedgerAuditRequest) -> AuditRequest:
+    """Raises FieldError."""
+    return AuditRequest(
+        task=read_task_or_all(request.task_id),
+        rerun=request.rerun or request.rerun_newest > 0,
+        newest=_read_natural(request.rerun_newest, "rerun_newest"),
+        others=request.others,
+    )
+
+
+def read_form(form: ledger_pb2.ExportForm.ValueType) -> Form:
+    """Raises FieldError."""
+    if form not in _FORMS:
+        raise FieldError("form", "is not given", "EXPORT_FORM_BUNDLE verifies offline")
+    return _FORMS[form]
+
+
+def read_line(request: ledger_pb2.LedgerSetLineRequest) -> tuple[PeerId, int]:
+    """The buyer and its limit. Raises FieldError."""
+    buyer = _parse(ids.parse_peer, request.buyer, "buyer")
+    return buyer, _read_natural(request.limit, "limit")
+
+
+_FORMS = {
+    ledger_pb2.EXPORT_FORM_BUNDLE: Form.BUNDLE,
+    ledger_pb2.EXPORT_FORM_JSONL: Form.JSONL,
+    ledger_pb2.EXPORT_FORM_CSV: Form.CSV,
+}
+
+
 def _read_inputs(inputs: Mapping[str, str]) -> tuple[tuple[str, Cid], ...]:
     return tuple((name, read_cid(cid, f"inputs[{name!r}]")) for name, cid in sorted(inputs.items()))
 
@@ -119,6 +163,10 @@ def _peer(peer: PeerId | None) -> str:
 
 def _entry(entry: EntryId | None) -> str:
     return "" if entry is None else ids.format_entry(entry)
+
+
+def _task(task: TaskId | None) -> str:
+    return "" if task is None else ids.format_task(task)
 
 
 def _capacity(capacity: Capacity) -> offer_pb2.Capacity:
@@ -245,6 +293,8 @@ def notice(numbered: Numbered) -> notice_pb2.Notice:
             return notice_pb2.Notice(seq=seq, progressed=progress)
         case notices.Hosted() as it:
             return notice_pb2.Notice(seq=seq, hosted=_hosted(it))
+        case notices.Forked(peer):
+            return notice_pb2.Notice(seq=seq, forked=notice_pb2.Forked(peer=_peer(peer)))
         case never:
             assert_never(never)
 
@@ -329,7 +379,8 @@ def receipt(view: ReceiptView) -> ledger_pb2.Receipt:
     return ledger_pb2.Receipt(
         receipt_id=_entry(view.entry),
         kind=view.kind,
-        task_id=ids.format_task(view.task),
+        author=_peer(view.author),
+        task_id=_task(view.task),
         fence=view.fence,
         buyer=_peer(view.buyer),
         seller=_peer(view.seller),
@@ -340,11 +391,13 @@ def receipt(view: ReceiptView) -> ledger_pb2.Receipt:
         fee=view.fee,
         exit_code=view.exit_code,
         meter=view.meter,
-        module=ids.format_cid(view.module),
+        module="" if view.module is None else ids.format_cid(view.module),
         outputs=[ids.format_cid(cid) for cid in view.outputs],
         seq=view.seq,
         wall_ms=view.wall_ms,
         signatures_good=view.signatures_good,
+        signatures_needed=view.signatures_needed,
+        says=view.says,
         raw=view.raw,
     )
 
@@ -353,8 +406,63 @@ def finding(found: Finding) -> ledger_pb2.LedgerAuditResponse:
     """One thing that an audit looked at."""
     return ledger_pb2.LedgerAuditResponse(
         receipt_id=_entry(found.entry),
-        task_id="" if found.task is None else ids.format_task(found.task),
+        task_id=_task(found.task),
         check=found.check,
         is_good=found.is_good,
         detail=found.detail,
+        is_skipped=found.is_skipped,
+        evidence=found.evidence,
+        done=found.done,
+        total=found.total,
+    )
+
+
+def ledger(view: LedgerView) -> ledger_pb2.LedgerStatusResponse:
+    """What is held, and by what promise."""
+    return ledger_pb2.LedgerStatusResponse(
+        tier=view.tier,
+        promise=view.promise,
+        digest=view.digest,
+        entries=view.entries,
+        chains=view.chains,
+        forked=[_peer(peer) for peer in view.forked],
+        frozen=[_peer(peer) for peer in view.frozen],
+        posted=view.posted,
+        pending=view.pending,
+        earned=view.earned,
+        counters=dict(view.counters),
+    )
+
+
+def fork(view: ForkView) -> ledger_pb2.LedgerForksResponse:
+    """One who forked, and the proof."""
+    return ledger_pb2.LedgerForksResponse(peer=_peer(view.peer), seq=view.seq, lines=view.lines)
+
+
+def line(view: LineView) -> ledger_pb2.Line:
+    """A buyer, as a debtor of this node."""
+    return ledger_pb2.Line(
+        buyer=_peer(view.buyer),
+        owed=view.owed,
+        reserved=view.reserved,
+        limit=view.limit,
+        is_frozen=view.is_frozen,
+    )
+
+
+def piece(part: Piece) -> ledger_pb2.LedgerExportResponse:
+    """Of a file, and how far it is."""
+    return ledger_pb2.LedgerExportResponse(
+        chunk=part.data, entries=part.entries, left_out=part.left_out
+    )
+
+
+def intake(taken: Intake) -> ledger_pb2.LedgerImportResponse:
+    """What became of entries from elsewhere."""
+    return ledger_pb2.LedgerImportResponse(
+        added=taken.added,
+        known=taken.known,
+        refused=taken.refused,
+        early=taken.early,
+        over_budget=taken.over_budget,
     )

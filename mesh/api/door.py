@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from enum import StrEnum
 from typing import Protocol
 
 import trio
@@ -91,14 +92,16 @@ class PeerView:
 
 @frozen
 class ReceiptView:
-    """A ledger entry of this node's, readable; *raw* are the exact bytes."""
+    """A ledger entry, readable; *raw* are the exact bytes. What its kind has not is empty."""
 
     entry: EntryId
     kind: str
-    task: TaskId
+    author: PeerId | None
+    """Whose chain it is on; None for a FORKPROOF."""
+    task: TaskId | None
     fence: int
-    buyer: PeerId
-    seller: PeerId
+    buyer: PeerId | None
+    seller: PeerId | None
     amount: int
     reserve: int
     fuel: int
@@ -106,13 +109,29 @@ class ReceiptView:
     fee: int
     exit_code: int
     meter: str
-    module: Cid
+    module: Cid | None
     outputs: tuple[Cid, ...]
     seq: int
     wall_ms: int
     signatures_good: int
-    """Of the two."""
+    """Of those needed."""
+    signatures_needed: int
+    says: str
+    """In words."""
     raw: bytes
+
+
+@frozen
+class AuditRequest:
+    """What to look at, and what to run again."""
+
+    task: TaskId | None = None
+    """None for all."""
+    rerun: bool = False
+    newest: int = 0
+    """Run only so many bills again, the newest; 0 for all."""
+    others: bool = False
+    """Also those of deals that this node had no part in."""
 
 
 @frozen
@@ -125,6 +144,85 @@ class Finding:
     """ "signatures", "chain", "amount", "totals", "rerun" """
     is_good: bool
     detail: str
+    is_skipped: bool = False
+    """It could not be looked at: neither good nor bad."""
+    evidence: str = ""
+    """A line for a file that others can verify."""
+    done: int = 0
+    total: int = 0
+    """How far the audit is: entries, or runs, of so many."""
+
+
+@frozen
+class LedgerView:
+    """What this node holds, and by what promise."""
+
+    tier: str
+    promise: str
+    digest: bytes
+    """Equal for equal ledgers."""
+    entries: int
+    chains: int
+    forked: tuple[PeerId, ...]
+    frozen: tuple[PeerId, ...]
+    """Whom this node sells to no more."""
+    posted: int
+    pending: int
+    earned: int
+    counters: tuple[tuple[str, int], ...]
+
+
+@frozen
+class ForkView:
+    """One who forked, with the lines that prove it to anybody."""
+
+    peer: PeerId
+    seq: int
+    lines: tuple[str, ...]
+
+
+@frozen
+class LineView:
+    """A buyer, as a debtor of this node: µcr."""
+
+    buyer: PeerId
+    owed: int
+    reserved: int
+    limit: int
+    """2^63-1 is none."""
+    is_frozen: bool
+
+
+class Form(StrEnum):
+    """How the ledger is written down."""
+
+    BUNDLE = "bundle"
+    """Whole chains, exact bytes: verifies offline, alone."""
+    JSONL = "jsonl"
+    """Every entry that is here."""
+    CSV = "csv"
+    """A table for people."""
+
+
+@frozen
+class Piece:
+    """Of a file, and how far it is."""
+
+    data: bytes
+    entries: int
+    left_out: int
+    """Entries of chains that are not whole here."""
+
+
+@frozen
+class Intake:
+    """What became of entries from elsewhere."""
+
+    added: int
+    known: int
+    refused: int
+    early: int
+    over_budget: int
 
 
 class Door(Protocol):
@@ -162,8 +260,28 @@ class Door(Protocol):
         """Newest first."""
         ...
 
-    def audit(self, task: TaskId | None, rerun: bool) -> AsyncIterator[Finding]:
-        """Check signatures, chain, amounts and totals; with *rerun* run the tasks again."""
+    def audit(self, request: AuditRequest) -> AsyncIterator[Finding]:
+        """Check signatures, chain, amounts and totals; where asked, run the tasks again."""
+        ...
+
+    async def ledger(self) -> LedgerView: ...
+
+    def forks(self) -> AsyncIterator[ForkView]:
+        """Whoever signed two entries for one place."""
+        ...
+
+    def export(self, task: TaskId | None, form: Form) -> AsyncIterator[Piece]:
+        """The ledger as a file. Raises NotFound where nothing of *task* is here."""
+        ...
+
+    async def take_in(self, entries: Sequence[bytes]) -> Intake:
+        """Merge entries from elsewhere, each one checked in full."""
+        ...
+
+    def lines(self) -> Sequence[LineView]: ...
+
+    async def set_line(self, buyer: PeerId, limit: int) -> None:
+        """Let *buyer* owe and reserve up to *limit* µcr from now on. Raises Refused."""
         ...
 
     async def put_file(self, name: str, chunks: AsyncIterator[bytes]) -> Cid:

@@ -11,13 +11,13 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeAlias, TypeVar
 
 import trio
-from attrs import frozen
+from attrs import asdict, evolve, frozen
 from google.protobuf.message import Message
 
 from mesh import ids
 from mesh.api import convert
 from mesh.api.bridge import Send
-from mesh.api.door import Door, Numbered
+from mesh.api.door import Door, Intake, Numbered
 from mesh.api.faults import Closed, FieldError, TooSlow
 from mesh.errors import Refused
 from mesh.ids import TaskId, format_cid
@@ -267,11 +267,74 @@ async def audit(
 ) -> None:
     """Every finding, as it is found."""
     async with AsyncExitStack() as stack:
-        findings = await _closed_after(
-            stack, door.audit(convert.read_task_or_all(request.task_id), request.rerun)
-        )
+        findings = await _closed_after(stack, door.audit(convert.read_audit(request)))
         async for finding in findings:
             await send(convert.finding(finding))
+
+
+async def ledger_status(
+    door: Door, request: ledger_pb2.LedgerStatusRequest
+) -> ledger_pb2.LedgerStatusResponse:
+    """What is held, and by what promise."""
+    return convert.ledger(await door.ledger())
+
+
+async def forks(
+    door: Door, request: ledger_pb2.LedgerForksRequest, send: Send[ledger_pb2.LedgerForksResponse]
+) -> None:
+    """Every fork, with its proof."""
+    async with AsyncExitStack() as stack:
+        async for fork in await _closed_after(stack, door.forks()):
+            await send(convert.fork(fork))
+
+
+async def export(
+    door: Door, request: ledger_pb2.LedgerExportRequest, send: Send[ledger_pb2.LedgerExportResponse]
+) -> None:
+    """The ledger as a file, in pieces."""
+    form = convert.read_form(request.form)
+    async with AsyncExitStack() as stack:
+        pieces = await _closed_after(
+            stack, door.export(convert.read_task_or_all(request.task_id), form)
+        )
+        async for piece in pieces:
+            for start in range(0, max(1, len(piece.data)), PIECE):
+                part = evolve(piece, data=piece.data[start : start + PIECE])
+                await send(convert.piece(part))
+
+
+async def import_entries(
+    door: Door, requests: AsyncIterator[ledger_pb2.LedgerImportRequest]
+) -> ledger_pb2.LedgerImportResponse:
+    """Take in entries, message by message; what became of them altogether."""
+    total = Intake(0, 0, 0, 0, 0)
+    async for request in requests:
+        taken = await door.take_in(tuple(request.entries))
+        sums = {name: value + getattr(taken, name) for name, value in asdict(total).items()}
+        total = Intake(**sums)
+    return convert.intake(total)
+
+
+async def list_lines(
+    door: Door, request: ledger_pb2.LedgerLinesRequest
+) -> ledger_pb2.LedgerLinesResponse:
+    """A page of the buyers with a line, or a debt."""
+    lines, token = _page(
+        door.lines(),
+        lambda view: ids.format_peer(view.buyer),
+        convert.line,
+        request.page_size,
+        request.page_token,
+    )
+    return ledger_pb2.LedgerLinesResponse(lines=lines, next_page_token=token)
+
+
+async def set_line(
+    door: Door, request: ledger_pb2.LedgerSetLineRequest
+) -> ledger_pb2.LedgerSetLineResponse:
+    """Let a buyer owe so much, from now on."""
+    await door.set_line(*convert.read_line(request))
+    return ledger_pb2.LedgerSetLineResponse()
 
 
 async def _closed_after(stack: AsyncExitStack, items: AsyncIterator[T]) -> AsyncIterator[T]:
@@ -360,5 +423,14 @@ SERVICES: Mapping[str, Mapping[str, Method]] = {
         "Get": Stream(get_file, window=4),
         "Stat": Unary(stat_files),
     },
-    "mesh.v1.Ledger": {"Receipts": Unary(list_receipts), "Audit": Stream(audit, window=64)},
+    "mesh.v1.Ledger": {
+        "Receipts": Unary(list_receipts),
+        "Audit": Stream(audit, window=64),
+        "Status": Unary(ledger_status),
+        "Forks": Stream(forks, window=8),
+        "Export": Stream(export, window=4),
+        "Import": Upload(import_entries),
+        "Lines": Unary(list_lines),
+        "SetLine": Unary(set_line),
+    },
 }

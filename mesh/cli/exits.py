@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from mesh.client import errors
-from mesh.errors import ConfigError, MeshError
+from mesh.errors import ConfigError, MeshError, Refused
 
 
 class Exit(IntEnum):
@@ -49,6 +49,7 @@ _BY_ERROR: tuple[tuple[type[MeshError], Exit], ...] = (
     (errors.NotFound, Exit.NOT_FOUND),
     (errors.OverQuota, Exit.OVER_QUOTA),
     (errors.TimedOut, Exit.TIMED_OUT),
+    (Refused, Exit.USAGE),
 )
 
 

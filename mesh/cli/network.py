@@ -10,6 +10,7 @@ from mesh import units
 from mesh.cli.options import with_client, with_output
 from mesh.cli.render import Column, Listing, show_listing, show_one
 from mesh.cli.words import Facts, Lines, clean, credit_tier, short_peer, show_capacity
+from mesh.tier import STATISTIC
 
 if TYPE_CHECKING:
     from mesh.client import Client
@@ -45,6 +46,7 @@ def status_lines(node: Facts, *, is_wide: bool) -> Lines:
         ("pending", units.show_money(node["pending"])),
         ("earned", units.show_money(node["earned"])),
         ("credit", credit_tier(node["tier"])),
+        ("note", f"paid, pending and earned are {STATISTIC}"),
         ("storage", clean(node["storage"])),
         *(("address", clean(address)) for address in node["addresses"]),
     ]

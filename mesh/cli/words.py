@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mesh import units
+from mesh.tier import T0, T1, promise
 
 Facts = Mapping[str, Any]
 Lines = list[tuple[str, str]]
@@ -73,9 +74,7 @@ def show_cost(task: Facts) -> str:
 
 def credit_tier(tier: str) -> str:
     """What bounds an overspend, in the node's words, or in ours where it only names the tier."""
-    if tier in ("", "T0"):
-        return "T0: bounded by your sellers' credit lines, not by a global balance"
-    return clean(tier)
+    return promise(tier) if tier in (T0, T1) else clean(tier)
 
 
 def bid_lines(answers: Sequence[Facts]) -> Lines:

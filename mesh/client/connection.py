@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -14,9 +15,9 @@ import grpc
 from mesh import ids
 from mesh.client import references
 from mesh.client.address import find_target
-from mesh.client.errors import NotFound
+from mesh.client.errors import BadRequest, NotFound
 from mesh.client.faults import told_plainly
-from mesh.client.files import below, in_chunks, open_file, write_whole
+from mesh.client.files import below, in_chunks, in_messages, open_file, write_whole
 from mesh.client.limits import Limits
 from mesh.client.streams import Call, Stream
 from mesh.client.task import Task
@@ -206,6 +207,17 @@ class Client:
             if not token:
                 return
 
+    def peer_id(self, reference: str) -> str:
+        """The full id of a peer, given whole or by its last four characters or more.
+
+        Raises NotFound, Ambiguous, BadRequest.
+        """
+        known = (peer.peer for peer in self.peers())
+        return references.choose_peer(reference, itertools.chain(known, self._buyers()))
+
+    def _buyers(self) -> Iterator[str]:
+        return (line.buyer for line in self.lines())
+
     # --- money ---------------------------------------------------------------------------------
 
     def receipts(self, task: str = "", limit: int = 0) -> Sequence[ledger_pb2.Receipt]:
@@ -215,11 +227,62 @@ class Client:
             return list(self._ledger.Receipts(request, timeout=ANSWER_S).receipts)
 
     def audit(
-        self, rerun: bool = False, task: str = "", timeout: float | None = None
+        self,
+        rerun: bool = False,
+        task: str = "",
+        timeout: float | None = None,
+        *,
+        newest: int = 0,
+        others: bool = False,
     ) -> Iterator[ledger_pb2.LedgerAuditResponse]:
-        """Findings as they are made: signatures, chain, amounts, totals; with *rerun* the bill."""
-        request = ledger_pb2.LedgerAuditRequest(task_id=task, rerun=rerun)
+        """Findings as they are made: signatures, chain, amounts, totals; with *rerun* the bills.
+
+        *newest* runs only so many bills again; *others* also those between other nodes.
+        """
+        request = ledger_pb2.LedgerAuditRequest(
+            task_id=task, rerun=rerun, rerun_newest=newest, others=others
+        )
         yield from self._stream(lambda: self._ledger.Audit(request, timeout=timeout))
+
+    def ledger(self) -> ledger_pb2.LedgerStatusResponse:
+        """What the node holds of the ledger, and by what promise."""
+        with told_plainly(self.target):
+            return self._ledger.Status(ledger_pb2.LedgerStatusRequest(), timeout=ANSWER_S)
+
+    def forks(self) -> Iterator[ledger_pb2.LedgerForksResponse]:
+        """Whoever forked, each with the lines that prove it."""
+        request = ledger_pb2.LedgerForksRequest()
+        yield from self._stream(lambda: self._ledger.Forks(request))
+
+    def export(
+        self, form: str = "bundle", task: str = ""
+    ) -> Iterator[ledger_pb2.LedgerExportResponse]:
+        """The ledger as a file, in pieces: a `bundle`, `jsonl` or `csv`; of one task, or of all."""
+        request = ledger_pb2.LedgerExportRequest(task_id=task, form=_form(form))
+        yield from self._stream(lambda: self._ledger.Export(request))
+
+    def import_entries(self, entries: Iterable[bytes]) -> ledger_pb2.LedgerImportResponse:
+        """Hand the node entries from elsewhere; it checks each. What became of them."""
+        with told_plainly(self.target):
+            return self._ledger.Import(in_messages(entries), timeout=UPLOAD_S)
+
+    def lines(self) -> Iterator[ledger_pb2.Line]:
+        """Every buyer with a credit line or a debt here."""
+        token = ""
+        for _ in range(PAGES_MAX):
+            with told_plainly(self.target):
+                request = ledger_pb2.LedgerLinesRequest(page_token=token)
+                page = self._ledger.Lines(request, timeout=ANSWER_S)
+            yield from page.lines
+            token = page.next_page_token
+            if not token:
+                return
+
+    def set_line(self, buyer: str, limit: int) -> None:
+        """Let *buyer* owe and reserve up to *limit* µcr; 2^63-1 is no limit."""
+        with told_plainly(self.target):
+            request = ledger_pb2.LedgerSetLineRequest(buyer=buyer, limit=limit)
+            self._ledger.SetLine(request, timeout=ANSWER_S)
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -269,3 +332,10 @@ class Client:
         if not written:
             raise NotFound(f"{cid} is an empty directory")
         return written
+
+
+def _form(form: str) -> ledger_pb2.ExportForm.ValueType:
+    try:
+        return ledger_pb2.ExportForm.Value(f"EXPORT_FORM_{form.upper()}")
+    except ValueError:
+        raise BadRequest(f"{form!r} is no form of a file", "bundle, jsonl or csv") from None

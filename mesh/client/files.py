@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from ledger.bundle import LINE_MAX, read
+from ledger.evidence import Evidence, Finding
+from ledger.model import Entry
 from mesh.client.errors import BadRequest, VerificationFailed
-from mesh.v1 import files_pb2
+from mesh.v1 import files_pb2, ledger_pb2
 
 CHUNK = 256 << 10
 """Bytes of one message."""
@@ -28,6 +31,29 @@ def in_chunks(name: str, file: BinaryIO) -> Iterator[files_pb2.FilesPutRequest]:
     yield files_pb2.FilesPutRequest(name=name)
     while chunk := file.read(CHUNK):
         yield files_pb2.FilesPutRequest(chunk=chunk)
+
+
+def in_messages(entries: Iterable[bytes]) -> Iterator[ledger_pb2.LedgerImportRequest]:
+    """Ledger entries, as many a message as fit `CHUNK`."""
+    waiting: list[bytes] = []
+    size = 0
+    for entry in entries:
+        if waiting and size + len(entry) > CHUNK:
+            yield ledger_pb2.LedgerImportRequest(entries=waiting)
+            waiting, size = [], 0
+        waiting.append(entry)
+        size += len(entry)
+    if waiting:
+        yield ledger_pb2.LedgerImportRequest(entries=waiting)
+
+
+def read_bundle(path: Path) -> Iterator[Entry | Evidence | Finding]:
+    """What a file of the ledger holds, line by line, and a finding for each that is not sound.
+
+    Raises BadRequest.
+    """
+    with open_file(path) as file:
+        yield from read(iter(lambda: file.readline(LINE_MAX + 1), b""))
 
 
 def unreadable(path: Path, error: OSError) -> BadRequest:

@@ -52,6 +52,29 @@ def choose(prefix: str, known: Iterable[str]) -> str:
     return found[0]
 
 
+def choose_peer(reference: str, known: Iterable[str]) -> str:
+    """The peer id that *reference* is, or that of the one of *known* which it ends.
+
+    Raises BadRequest, NotFound, or Ambiguous with the candidates.
+    """
+    ending = reference.removeprefix("\N{HORIZONTAL ELLIPSIS}")
+    try:
+        ids.parse_peer(ending)
+    except ValueError:
+        pass
+    else:
+        return ending
+    if len(ending) < PREFIX_MIN:
+        hint = f"give its id, or at least the last {PREFIX_MIN} characters of it"
+        raise BadRequest(f"{reference!r} is no peer", hint)
+    found = sorted({name for name in known if name.endswith(ending)})
+    if not found:
+        raise NotFound(f"this node knows no peer {reference}", "mesh peers -o wide lists them")
+    if len(found) > 1:
+        raise Ambiguous(f"{reference} ends {len(found)} peers", f"one of {', '.join(found)}")
+    return found[0]
+
+
 def remember(file: Path, task: str) -> None:
     """Make *task* what `@last` means. A convenience: where it cannot be written it is left out."""
     try:

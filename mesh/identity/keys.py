@@ -7,6 +7,8 @@ good stops the node, with the reason and the way out.
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 import shlex
 import stat
@@ -28,6 +30,8 @@ from ledger import keys
 from mesh.errors import ConfigError
 from mesh.ids import PeerId, short_peer
 from mesh.sansio import Identity
+
+_log = logging.getLogger("mesh.identity")
 
 SETTING = "identity.key_file"
 """What an error names as its key."""
@@ -85,6 +89,51 @@ def load(path: Path) -> NodeKey:
         why = f"there is no key at {path}"
         hint = f"name the file you mean, or leave {SETTING} out to have one made"
         raise ConfigError(SETTING, why, hint) from None
+
+
+def create(path: Path) -> NodeKey:
+    """A new key at *path*, where there must be none. Raises ConfigError."""
+    if path.exists():
+        raise ConfigError(str(path), "is there already: a key is never overwritten", "name another")
+    _create(path)
+    return load(path)
+
+
+def lock(path: Path) -> int:
+    """Hold the key at *path* until the descriptor is closed. Raises ConfigError.
+
+    Two nodes with one key would fork its chain: on one machine the second is turned away.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            SETTING, f"another node runs with {path}", "stop it, or give each a key of its own"
+        ) from None
+    except OSError as error:
+        _log.warning("%s cannot be locked: %s", path, error)
+    return descriptor
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """*data* at *path*, for its owner alone: durable, and never half of it. Raises ConfigError."""
+    try:
+        descriptor, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(fresh, path)
+        except BaseException:
+            os.unlink(fresh)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        why = f"cannot be written: {error.strerror}"
+        raise ConfigError(str(path), why, "check the folder, and its disk") from None
 
 
 def _read(path: Path) -> NodeKey:
@@ -154,8 +203,8 @@ def _create(path: Path) -> None:
             return
         finally:
             os.unlink(fresh)
-        _sync_folder(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder)
+        sync_folder(folder.parent)
     except FileNotFoundError:
         why = f"{folder.parent} does not exist, so no key can be made at {path}"
         hint = f"mount it, or: mkdir -p {shlex.quote(str(folder.parent))}"
@@ -165,7 +214,8 @@ def _create(path: Path) -> None:
         raise ConfigError(SETTING, why, "free some space there, or set MESH_HOME") from None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make names in *folder* durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

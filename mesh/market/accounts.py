@@ -1,27 +1,27 @@
 """Accounts: the buyer's own chain of entries, and the awards on it that are not yet closed. Pure.
 
 An ALLOC stays open until the seller has signed for closing it: SETTLE for what it did, VOID for
-nothing. A closing entry is kept for a while, so that a seller who missed it gets it again.
+nothing. A closing entry is kept for a while, so that a seller who missed it gets it again. While a
+long task runs, each slice of it is signed for: USE.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from ledger import chain
 from ledger.chain import Head
-from ledger.codec import UINT_MAX
-from ledger.keys import terms_message
+from ledger.keys import terms_message, use_message
 from ledger.model import Entry, Kind, Terms
 from mesh.errors import PeerError
 from mesh.ids import EntryId, PeerId, TaskId
 from mesh.market import terms as contract
+from mesh.market.own_chain import CLOSINGS_MAX, OwnChain, Past
 from mesh.market.policy import Policy
-from mesh.messages import Award, Bid, Declined, Done, Lost, Settled
-from mesh.sansio import Action, AppendEntry, Identity, Send, WakeAt, Woken
+from mesh.messages import Award, Bid, Declined, Done, Lost, Settled, Slice, Sliced
+from mesh.sansio import Action, Identity, Send, WakeAt, Woken
 
-CLOSINGS_MAX = 1_024
 REMINDERS_MAX = 64
 """Sellers reminded at a time."""
 
@@ -32,31 +32,38 @@ Key = tuple[TaskId, int]
 class Accounts:
     """What this node, as a buyer, has promised and paid."""
 
-    def __init__(
-        self,
-        identity: Identity,
-        policy: Policy,
-        head: Head,
-        allocs: Mapping[Key, Entry],
-        closings: Sequence[Entry],
-    ) -> None:
-        self.head = head
+    def __init__(self, identity: Identity, policy: Policy, own: OwnChain, past: Past) -> None:
         self._identity = identity
         self._policy = policy
-        self._allocs: dict[Key, Entry] = dict(allocs)
-        self._closings = {
-            _key(entry): (_seller(entry), entry.encode())
-            for entry in closings[-CLOSINGS_MAX:]
-            if _key(entry) not in allocs
-        }
+        self._own = own
+        self._allocs: dict[Key, Entry] = {}
+        self._uses: dict[Key, Entry] = {}
+        """The last USE of each open award that has one."""
+        self._closings: dict[Key, tuple[PeerId, bytes]] = {}
+        for data in (*past.allocs, *past.uses, *past.closings):
+            self._take_up(Entry.decode(data))
 
-    def why_not(self, reserve: int) -> str:
-        """Why no award of *reserve* µcr can be signed, or the empty string."""
+    def why_full(self) -> str:
+        """Why there is no room for another award, or the empty string."""
         if len(self._allocs) >= self._policy.allocs_max:
             return f"{self._policy.allocs_max} awards are unsettled already"
-        if self.head.posted + self.head.pending + reserve > UINT_MAX:
-            return "the ledger cannot hold larger totals"
         return ""
+
+    def why_not(self, reserve: int) -> str:
+        """Why no award of *reserve* µcr can be signed now, or the empty string."""
+        return self.why_full() or self._own.why_not(reserve)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether anything can be signed at all: else whoever waits for us asks again."""
+        return not self._own.why_not()
+
+    def take_up(self, entry: Entry) -> bool:
+        """An entry of ours that others held and we had lost; whether it follows our end."""
+        follows = self._own.take_up(entry)
+        if follows:
+            self._take_up(entry)
+        return follows
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         return {
@@ -96,15 +103,12 @@ class Accounts:
         """Whether *peer* has an award that nothing has closed."""
         return key in self._allocs and _seller(self._allocs[key]) == peer
 
-    def alloc(self, key: Key, bid: Bid, wall_ms: int) -> tuple[Entry, Action]:
+    def alloc(self, key: Key, bid: Bid, wall_ms: int) -> tuple[Entry, list[Action]]:
         """Sign the award of *bid*: its reserve is pending from now on."""
         assert key not in self._allocs, key
-        self.head, entry = chain.alloc(
-            self.head, bid.terms, bid.signature, wall_ms=wall_ms, sign=self._identity.sign
-        )
-        self._allocs[key] = entry
-        self._closings.pop(key, None)  # of the winner before, who declined
-        return entry, AppendEntry(entry.encode(), is_own=True)
+        entry, actions = self._sign(chain.alloc, bid.terms, bid.signature, wall_ms)
+        self._take_up(entry)
+        return entry, actions
 
     def check(self, peer: PeerId, done: Done) -> Terms:
         """The SETTLE terms of an open award. Raises PeerError when they do not follow from it."""
@@ -117,7 +121,7 @@ class Accounts:
         return terms
 
     def settle(self, peer: PeerId, done: Done, wall_ms: int) -> tuple[Terms, Entry, list[Action]]:
-        """Pay for a run whose bill `check` has passed."""
+        """Pay for a run whose bill `check` has passed. The chain must be writable."""
         key = (done.task, done.fence)
         terms = Terms.decode(done.terms)
         entry, actions = self._close(chain.settle, key, peer, done.terms, done.signature, wall_ms)
@@ -127,7 +131,7 @@ class Accounts:
         """Free what was pending; nothing, when there is no such award. Raises PeerError."""
         key = (given_up.task, given_up.fence)
         alloc = self._allocs.get(key)
-        if alloc is None or alloc.content.peer != peer:
+        if alloc is None or alloc.content.peer != peer or not self.is_writable:
             return []
         data = given_up.void_terms
         contract.check_void(data, Terms.decode(alloc.content.terms), EntryId(alloc.id))
@@ -135,6 +139,25 @@ class Accounts:
             raise PeerError("void terms with a bad signature")
         _, actions = self._close(chain.void, key, peer, data, given_up.signature, wall_ms)
         return actions
+
+    def use(self, peer: PeerId, asked: Slice, wall_ms: int) -> list[Action]:
+        """Sign for a slice of an open award; once more, if it was signed for. Raises PeerError."""
+        key = (asked.task, asked.fence)
+        alloc = self._allocs[key]
+        terms = contract.check_use(
+            asked.terms, Terms.decode(alloc.content.terms), EntryId(alloc.id)
+        )
+        if not self._identity.verify(peer, use_message(asked.terms), asked.signature):
+            raise PeerError("use terms with a bad signature")
+        if not self.is_writable:
+            return []
+        last = self._uses.get(key)
+        if last is not None and terms.fuel <= last.content.deal.fuel:
+            return [Send(peer, Sliced(*key, last.encode()))]
+        write = partial(chain.use, alloc=alloc)
+        entry, actions = self._sign(write, asked.terms, asked.signature, wall_ms)
+        self._uses[key] = entry
+        return [*actions, Send(peer, Sliced(*key, entry.encode()))]
 
     def closing(self, peer: PeerId, key: Key) -> Settled | None:
         """The entry that closed *key* with *peer*, for a seller who missed it."""
@@ -150,32 +173,46 @@ class Accounts:
         signature: bytes,
         wall_ms: int,
     ) -> tuple[Entry, list[Action]]:
-        alloc = self._allocs.pop(key)
-        self.head, entry = close(
-            self.head, terms, signature, alloc=alloc, wall_ms=wall_ms, sign=self._identity.sign
+        write = partial(close, alloc=self._allocs[key])
+        entry, actions = self._sign(write, terms, signature, wall_ms)
+        self._take_up(entry)
+        return entry, [*actions, Send(peer, Settled(*key, entry.encode()))]
+
+    def _sign(
+        self,
+        write: Callable[..., tuple[Head, Entry]],
+        terms: bytes,
+        signature: bytes,
+        wall_ms: int,
+    ) -> tuple[Entry, list[Action]]:
+        return self._own.append(
+            lambda head, at: write(head, terms, signature, wall_ms=at, sign=self._identity.sign),
+            wall_ms,
         )
-        data = entry.encode()
-        self._closings[key] = (peer, data)
+
+    def _take_up(self, entry: Entry) -> None:
+        """What an entry of our chain, in its order, makes open or closed."""
+        match entry.content.kind:
+            case Kind.ALLOC:
+                self._allocs[_key(entry)] = entry
+                self._closings.pop(_key(entry), None)  # of the winner before, who declined
+            case Kind.USE:
+                self._uses[_key(entry)] = entry
+            case Kind.SETTLE | Kind.VOID:
+                self._close_key(entry)
+            case _:
+                pass  # not about an award of ours
+
+    def _close_key(self, entry: Entry) -> None:
+        key = _key(entry)
+        alloc = self._allocs.get(key)
+        if alloc is not None and alloc.id != entry.content.ref:
+            return  # the same task and fence once more, awarded to another
+        self._allocs.pop(key, None)
+        self._uses.pop(key, None)
+        self._closings[key] = (_seller(entry), entry.encode())
         if len(self._closings) > CLOSINGS_MAX:
             del self._closings[next(iter(self._closings))]
-        return entry, [AppendEntry(data, is_own=True), Send(peer, Settled(*key, data))]
-
-
-def open_allocs(entries: Iterable[Entry]) -> dict[Key, Entry]:
-    """The awards of a chain, in order, that nothing has closed: what a restart takes up again."""
-    allocs: dict[bytes, Entry] = {}
-    for entry in entries:
-        if entry.content.kind is Kind.ALLOC:
-            allocs[entry.id] = entry
-        else:
-            allocs.pop(entry.content.deal.ref, None)
-    return {_key(entry): entry for entry in allocs.values()}
-
-
-def recent_closings(entries: Iterable[Entry]) -> list[Entry]:
-    """The last SETTLEs and VOIDs of a chain: sellers may not have got them before a restart."""
-    closings = (entry for entry in entries if entry.content.kind is not Kind.ALLOC)
-    return list(deque(closings, maxlen=CLOSINGS_MAX))
 
 
 def _seller(entry: Entry) -> PeerId:

@@ -12,47 +12,39 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from random import Random
 
 from attrs import evolve
 
-from ledger.chain import Head
 from ledger.model import Entry
 from mesh.ids import EntryId, PeerId, TaskId, short_peer
-from mesh.market.accounts import Accounts, Key
+from mesh.market.accounts import Accounts
+from mesh.market.billing import Billing
 from mesh.market.lease import Clock
 from mesh.market.offers import Heard, OfferBook
-from mesh.market.order import (
-    Order,
-    State,
-    TaskRecord,
-    bid_answer,
-    refusal_answer,
-)
+from mesh.market.order import Order, State, TaskRecord, bid_answer, refusal_answer
+from mesh.market.own_chain import OwnChain, Past
 from mesh.market.policy import Policy
 from mesh.market.recovery import recovered
 from mesh.market.register import Register
 from mesh.market.sale import Sale, Sealed, ask_for, why_no_bid
 from mesh.market.scoring import Calibration, score
 from mesh.market.terms import CANCELLED, check_bid
-from mesh.messages import (
-    Accepted,
-    Ask,
-    Award,
-    Bid,
-    Declined,
-    Done,
-    Lost,
-    Refusal,
-    Renew,
-    Renewed,
-    Revoked,
-)
+from mesh.messages import Accepted, Ask, Award, Bid, Declined, Done, Lost, Refusal, Renew, Renewed
 from mesh.notices import Asked, Awarded, Progressed
-from mesh.sansio import Action, Collect, Identity, Notify, PersistTask, Send, WakeAt, Woken
-
-_URGENT_S = 1_800.0
+from mesh.sansio import (
+    Action,
+    Certified,
+    Certify,
+    Collect,
+    Identity,
+    Notify,
+    PersistTask,
+    Send,
+    WakeAt,
+    Woken,
+)
 
 
 class Auctioneer:
@@ -66,13 +58,13 @@ class Auctioneer:
         rng: Random,
         book: OfferBook,
         *,
-        head: Head,
+        own: OwnChain,
+        past: Past,
         records: Sequence[TaskRecord],
-        allocs: Mapping[Key, Entry],
-        closings: Sequence[Entry],
     ) -> None:
-        self.accounts = Accounts(identity, policy, head, allocs, closings)
+        self.accounts = Accounts(identity, policy, own, past)
         self._register = Register(policy, recovered(records, self.accounts))
+        self.billing = Billing(self.accounts, self._register, clock)
         self.records = self._register.records
         self._sales = self._register.sales
         self.calibration = Calibration()
@@ -89,7 +81,7 @@ class Auctioneer:
         """Why no further task can be admitted, or the empty string."""
         if self._register.is_full:
             return f"{self._policy.tasks_open_max} tasks are open at this node already"
-        return self.accounts.why_not(reserve=0)
+        return self.accounts.why_full()
 
     # --- clients --------------------------------------------------------------------------------
 
@@ -101,6 +93,18 @@ class Auctioneer:
             if not record.state.is_final:
                 actions += self._resume(record, newest.get(record.order.task, 0), now)
         return [*actions, self.accounts.timer(now)]
+
+    def confirmed(self, lost: Sequence[Entry], now: float) -> list[Action]:
+        """Our chain ends where we know: take up what was *lost* of it, and whatever waited."""
+        for entry in lost:
+            self.accounts.take_up(entry)
+        actions = self._register.correct(recovered(self.records.values(), self.accounts))
+        newest = self.accounts.newest_fences()
+        for task in self._register.waiting():
+            record = self.records[task]
+            self.records[task] = evolve(record, round=max(record.round, newest.get(task, 0)))
+            actions += self._open_soon(task, now)
+        return actions
 
     def submit(self, order: Order, now: float) -> list[Action]:
         """Admit a task and auction it at once. A known task is left as it is."""
@@ -141,10 +145,8 @@ class Auctioneer:
         if sale is None:
             return []
         record = self.records[bid.task]
-        ask = self._ask(record, sale)
-        terms = check_bid(
-            bid, ask, seller=peer, buyer=self._identity.peer, verify=self._identity.verify
-        )
+        ask, us = self._ask(record, sale), self._identity
+        terms = check_bid(bid, ask, seller=peer, buyer=us.peer, verify=us.verify)
         price, value, factor = terms.reserve, record.order.max_price, self.calibration.factor(peer)
         worth = score(bid, value=value, price=price, deadline_ms=ask.deadline_ms, factor=factor)
         sale.bids[peer] = Sealed(bid, price, worth)
@@ -170,6 +172,18 @@ class Auctioneer:
             return []
         return self._run(record, "the executor accepted")
 
+    def certified(self, event: Certified, now: float) -> list[Action]:
+        """The witnesses voted for an award: now it counts. Or they did not: another round."""
+        record, sale = self.records.get(event.task), self._sales.get(event.task)
+        if not record or not sale or not sale.award or not record.executor:
+            return []
+        if record.state is not State.AWARDED or record.fence != event.fence:
+            return []
+        if event.reason:
+            return self._wait(event.task, f"no certificate: {event.reason}", now)
+        sale.award = evolve(sale.award, certificate=event.certificate)
+        return [Send(record.executor, sale.award)]
+
     def declined(self, peer: PeerId, declined: Declined, now: float) -> list[Action]:
         """The winner's hold had gone: free the money, ask the next best."""
         actions = self.accounts.void(peer, declined, self._clock.wall_ms(now))
@@ -186,7 +200,7 @@ class Auctioneer:
         """Extend the lease from now, or say that there is none."""
         record = self._register.held_by(peer, renew.task, renew.fence)
         if record is None or record.state not in (State.AWARDED, State.RUNNING):
-            return [self._revoke(peer, renew.task, renew.fence)]
+            return self.billing.revoke(peer, renew.task, renew.fence)
         actions = self._run(record, "renewed") if record.state is State.AWARDED else []
         record = self.records[renew.task]
         if renew.fuel > record.fuel:
@@ -206,14 +220,16 @@ class Auctioneer:
             return [Send(peer, closing)]
         record = self._register.held_by(peer, done.task, done.fence)
         if record is None or not self.accounts.is_open(peer, key):
-            return [self._revoke(peer, done.task, done.fence)]
+            return self.billing.revoke(peer, done.task, done.fence)
+        if not self.accounts.is_writable:
+            return []  # it says so again
         self.accounts.check(peer, done)
         sale = self._sales.get(done.task)
         if sale is None:
             is_cancelled = (record.state, done.result.status) == (State.CANCELLED, CANCELLED)
             if is_cancelled or done.result == record.result:
                 return self._settle(record, done, now)
-            return [self._revoke(peer, done.task, done.fence)]
+            return self.billing.revoke(peer, done.task, done.fence)
         if sale.done is not None:
             return []
         sale.done = done
@@ -226,7 +242,8 @@ class Auctioneer:
         if not record or not sale or not sale.done or sale.done.fence != fence:
             return []
         done, sale.done = sale.done, None
-        if record.fence != fence or record.state not in (State.AWARDED, State.RUNNING):
+        is_live = record.fence == fence and record.state in (State.AWARDED, State.RUNNING)
+        if not is_live or not self.accounts.is_writable:
             return []
         if reason:
             self.records[task] = evolve(record, reason=f"results not here yet: {reason}"[:512])
@@ -238,9 +255,11 @@ class Auctioneer:
         closing = self.accounts.closing(peer, (lost.task, lost.fence))
         if closing:
             return [Send(peer, closing)]
+        if not self.accounts.is_writable:
+            return []
         actions = self.accounts.void(peer, lost, self._clock.wall_ms(now))
         if not actions:
-            return [self._revoke(peer, lost.task, lost.fence)]
+            return self.billing.revoke(peer, lost.task, lost.fence)
         record = self._register.held_by(peer, lost.task, lost.fence)
         if record and record.state in (State.AWARDED, State.RUNNING):
             actions += self._lose(lost.task, lost.reason, now)
@@ -266,7 +285,8 @@ class Auctioneer:
         award, winner = sale.award, record.executor
         if not award or not winner or not sale.award_at <= now < sale.award_until:
             return []  # the timer of a winner before, or too late
-        return [Send(winner, award), self._award_timer(task, fence, now)]
+        is_sent = award.certificate or not self._policy.witnesses
+        return [*([Send(winner, award)] if is_sent else []), self._award_timer(task, fence, now)]
 
     def lease_due(self, task: TaskId, now: float) -> list[Action]:
         """A lease that nobody renewed is over: its holder has stopped by now."""
@@ -298,21 +318,12 @@ class Auctioneer:
         reason = f"deadline passed {record.state}"
         return self._finish(task, State.FAILED, f"{reason}: {record.reason}".rstrip(": "))
 
-    def accounts_due(self, now: float) -> list[Action]:
-        """Remind the sellers of awards that came to nothing: who does not run it declines it."""
-        return [
-            *self.accounts.reminders(self._register.executors()),
-            self.accounts.timer(now),
-        ]
-
     # --- supporting: rounds ---------------------------------------------------------------------
 
     def _resume(self, record: TaskRecord, newest: int, now: float) -> list[Action]:
         """*newest* is the highest fence that the ledger has an open award of."""
         order = record.order
-        gone_s = (self._clock.wall_ms(now) - record.submitted_ms) / 1000
-        left_s = max(0.0, order.deadline_ms / 1000 - max(0.0, gone_s))
-        self._sales[order.task] = sale = Sale(deadline_at=now + left_s)
+        self._sales[order.task] = sale = Sale.resumed(record, self._clock.wall_ms(now), now)
         deadline = WakeAt(sale.deadline_at, Woken("deadline", order.task, 0))
         if record.state in (State.AWARDED, State.RUNNING):
             return [deadline, self._grant(order.task, now)]
@@ -340,6 +351,8 @@ class Auctioneer:
         record, sale = self.records[task], self._sales[task]
         if now >= sale.deadline_at:
             return self._finish(task, State.FAILED, f"deadline passed: {record.reason}")
+        if not self.accounts.is_writable:
+            return self._wait(task, self.accounts.why_not(0), now)
         peers = self._book.candidates(
             record.order.work,
             self._policy.width(sale.misses),
@@ -372,9 +385,7 @@ class Auctioneer:
         """Nobody takes it now: ask again when an offer shows room, or in a while."""
         record, sale = self.records[task], self._sales[task]
         sale.misses += 1
-        is_urgent = sale.deadline_at - now < _URGENT_S
-        pause = self._policy.ask_again_urgent_ms if is_urgent else self._policy.ask_again_ms
-        sale.ask_at = now + pause / 1000
+        sale.ask_at = now + self._policy.ask_pause_s(sale.deadline_at - now)
         return [
             *self._register.move(evolve(record, state=State.WAITING, executor=None, reason=reason)),
             WakeAt(sale.ask_at, Woken("ask", task, record.round)),
@@ -395,16 +406,13 @@ class Auctioneer:
         best = sale.bids.pop(winner)
         sale.winners += 1
         sale.promise = best.bid.p_on_time
-        key, wall_ms = (task, record.round), self._clock.wall_ms(now)
-        entry, appended = self.accounts.alloc(key, best.bid, wall_ms)
+        key = task, record.round
+        entry, signed = self.accounts.alloc(key, best.bid, self._clock.wall_ms(now))
         alloc = EntryId(entry.id)
         sale.award = Award(task, record.round, entry.encode(), self._policy.ttl_ms)
         hold_ms = min(best.bid.hold_ms, self._policy.hold_ms)
         sale.award_until = sale.opened_at + hold_ms / 1000
-        losers = f", {len(ranking) - 1} others lost" if len(ranking) > 1 else ""
-        for loser in ranking[1:]:
-            self._register.judge(task, loser, f"score {sale.bids[loser].worth} below {best.worth}")
-        self._register.judge(task, winner, "won")
+        losers = self._register.decide(task, ranking, sale.bids, best)
         self.records[task] = record = evolve(
             self.records[task],
             state=State.AWARDED,
@@ -415,12 +423,18 @@ class Auctioneer:
         )
         return [
             PersistTask(record),
-            appended,
-            Send(winner, sale.award),
+            *signed,
+            self._send_award(winner, sale.award),
             Notify(Awarded(task, record.fence, winner, best.price, best.why_best, alloc)),
             self._award_timer(task, record.fence, now),
             self._grant(task, now),
         ]
+
+    def _send_award(self, winner: PeerId, award: Award) -> Action:
+        """At once; under T2 not before the witnesses have voted for it."""
+        if self._policy.witnesses and not award.certificate:
+            return Certify(award.task, award.fence, award.entry)
+        return Send(winner, award)
 
     def _award_timer(self, task: TaskId, fence: int, now: float) -> Action:
         at = self._sales[task].award_at = now + self._policy.award_every_ms / 1000
@@ -477,24 +491,11 @@ class Auctioneer:
         reason = done.result.detail or f"exit code {done.result.exit_code}"
         return [*self._finish(task, state, reason), *paid]
 
-    def _revoke(self, peer: PeerId, task: TaskId, fence: int) -> Action:
-        """Why *peer* holds nothing, and whether it is owed for what it burnt."""
-        closing = self.accounts.closing(peer, (task, fence))
-        if closing:
-            return Send(peer, closing)
-        record = self._register.held_by(peer, task, fence)
-        if record is None:
-            known = "superseded by a newer award" if task in self.records else "unknown task"
-            return Send(peer, Revoked(task, fence, known, is_owed=False))
-        # Whoever takes a task back pays what it burnt; who missed the deadline is owed nothing.
-        is_owed = record.state is State.CANCELLED and self.accounts.is_open(peer, (task, fence))
-        return Send(peer, Revoked(task, fence, f"the task is {record.state}", is_owed=is_owed))
-
     def _finish(self, task: TaskId, state: State, reason: str) -> list[Action]:
         """End the task; whoever still runs it is told, and whether it is owed for that."""
         record = self.records[task]
         actions = self._register.end(task, state, reason)
         executor, fence = record.executor, record.fence
         if record.settle is None and executor and self.accounts.is_open(executor, (task, fence)):
-            actions.append(self._revoke(executor, task, fence))
+            actions += self.billing.revoke(executor, task, fence)
         return actions

@@ -12,7 +12,7 @@ from ledger.model import Entry, Terms
 from mesh import codec
 from mesh.ids import EntryId, PeerId, TaskId
 from mesh.market.terms import CANCELLED, EMPTY_DIR, EMPTY_FILE, settle_terms, void_terms
-from mesh.messages import Ask, Bid, Done, Lost, Result, Work
+from mesh.messages import Ask, Bid, Done, Lost, Result, Slice, Work
 from mesh.sansio import PersistTenancy
 
 Sign = Callable[[bytes], bytes]
@@ -35,6 +35,8 @@ class Hold:
     buyer: PeerId
     ask: Ask
     bid: Bid
+    reserve: int
+    """µcr that an award of it would reserve with us."""
     sent_at: float
     ends_at: float
 
@@ -69,6 +71,15 @@ class Tenancy:
     seq: int = 0
     asked: dict[int, float] = Factory(dict)
     """When each unanswered Renew was sent."""
+    signed_fuel: int = 0
+    """What of it the buyer has signed for."""
+    slice: Slice | None = None
+    """What it was asked to sign for and has not yet."""
+    is_unsigned: bool = False
+    """Stopped: it burnt a whole slice that its buyer has not signed for."""
+    claim_at: float = 0.0
+    """When we claim on our own word what is still unsigned by then."""
+    is_claimed: bool = False
     answer: Done | Lost | None = None
     resends: int = 0
     resend_at: float = 0.0
@@ -76,6 +87,11 @@ class Tenancy:
     @property
     def alloc_id(self) -> EntryId:
         return EntryId(self.alloc.id)
+
+    @property
+    def may_run(self) -> bool:
+        """Whether neither the lease nor the buyer's signature is wanting."""
+        return self.phase is Phase.RUNNING and not self.is_unsigned
 
     def done(self, result: Result, wall_ms: int, sign: Sign) -> Done:
         """The bill for a run that ended."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from attrs import frozen
 
+_URGENT_S = 1_800.0
+
 
 @frozen
 class Policy:
@@ -46,6 +48,21 @@ class Policy:
     """First repetition of an unanswered Done or Lost; doubles up to resend_max_ms."""
     resend_max_ms: int = 60_000
 
+    tier: str = "T1"
+    """How overspending is met, for people: "T0", "T1"; "T2" where there are witnesses."""
+    witnesses: tuple[bytes, ...] = ()
+    """Keys of the quorum without whose certificate no award is made, nor taken on (T2)."""
+    credit_line: int = 1_000_000_000
+    """µcr that a buyer may owe us and have reserved with us, unless its own line says otherwise."""
+    slices: int = 8
+    """A long task is signed for in at most about this many parts…"""
+    slice_at_least: int = 100_000
+    """…of so many µcr or more: what a seller works for beyond what its buyer has signed for."""
+    head_every: int = 1_024
+    """Entries of our own chain between two that sign all before them."""
+    claim_ms: int = 600_000
+    """A bill or a slice that stays unsigned so long is claimed on the seller's own word."""
+
     offers_max: int = 1_024
     tasks_open_max: int = 1_024
     tasks_ended_max: int = 1_024
@@ -54,6 +71,11 @@ class Policy:
     tenancies_max: int = 256
     allocs_max: int = 4_096
     """Open ALLOC entries of ours: awards neither settled nor void."""
+
+    def ask_pause_s(self, left_s: float) -> float:
+        """How long a task with so much time left waits before it is asked about again."""
+        urgent, usual = self.ask_again_urgent_ms, self.ask_again_ms
+        return (urgent if left_s < _URGENT_S else usual) / 1000
 
     def width(self, misses: int) -> int:
         """How many to ask after so many failed rounds."""

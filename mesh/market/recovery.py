@@ -32,9 +32,12 @@ def _recovered(
     key = (record.order.task, record.fence)
     if record.settle and record.executor and accounts.is_open(record.executor, key):
         return evolve(record, settle=None, amount=0)
-    if record.state.is_final or record.order.task not in paid:
+    if record.order.task not in paid:
         return record
     entry, deal = paid[record.order.task]
+    if record.state.is_final:
+        is_missing = record.result is not None and record.settle is None
+        return evolve(record, settle=entry, amount=deal.amount) if is_missing else record
     result = _result_of(deal)
     return evolve(
         record,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import evolve
 
 from mesh.ids import PeerId, TaskId
 from mesh.market.order import Answer, State, TaskRecord, with_answer, with_verdict
 from mesh.market.policy import Policy
-from mesh.market.sale import Sale, most_pressing
+from mesh.market.sale import Sale, Sealed, most_pressing
 from mesh.notices import Answered, moved
 from mesh.sansio import Action, Notify, PersistTask
 
@@ -73,11 +73,33 @@ class Register:
         """The auctioneer's word on a bid."""
         self.records[task] = with_verdict(self.records[task], peer, verdict[:REASON_MAX])
 
+    def decide(
+        self, task: TaskId, ranking: Sequence[PeerId], bids: Mapping[PeerId, Sealed], best: Sealed
+    ) -> str:
+        """The verdict on each of a *ranking*, the first of which won; of the others, for people."""
+        winner, *losers = ranking
+        for loser in losers:
+            self.judge(task, loser, f"score {bids[loser].worth} below {best.worth}")
+        self.judge(task, winner, "won")
+        return f", {len(losers)} others lost" if losers else ""
+
     def move(self, record: TaskRecord) -> list[Action]:
         """Change state, durably and visibly."""
         record = evolve(record, reason=record.reason[:REASON_MAX])
         self.records[record.order.task] = record
         return [PersistTask(record), Notify(moved(record))]
+
+    def correct(self, records: Iterable[TaskRecord]) -> list[Action]:
+        """Put in order what the ledger knows better than a record does."""
+        actions: list[Action] = []
+        for record in records:
+            task = record.order.task
+            if record == self.records[task]:
+                continue
+            self.records[task] = record
+            is_over = record.state.is_final and task in self.sales
+            actions += self.end(task, record.state, record.reason) if is_over else self.move(record)
+        return actions
 
     def end(self, task: TaskId, state: State, reason: str) -> list[Action]:
         """Close the sale for good; the oldest ended record makes room."""

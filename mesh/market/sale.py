@@ -56,6 +56,13 @@ class Sale:
     done: Done | None = None
     """The bill of a run whose results are being collected."""
 
+    @staticmethod
+    def resumed(record: TaskRecord, wall_ms: int, now: float) -> Sale:
+        """Of a task that a restart interrupted: with what is left until its deadline."""
+        gone_s = (wall_ms - record.submitted_ms) / 1000
+        left_s = max(0.0, record.order.deadline_ms / 1000 - max(0.0, gone_s))
+        return Sale(deadline_at=now + left_s)
+
     def open(self, asked: tuple[PeerId, ...], now: float) -> None:
         """Forget the last round."""
         self.asked = asked

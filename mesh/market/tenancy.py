@@ -8,40 +8,48 @@ Rules:
 3. At expiry the run is paused, not lost: the grantor may be slow, and if it re-awarded meanwhile it
    will say so. A grantor silent for `orphan_ms` more is taken for dead: the run goes on without the
    lease, and its result waits for whoever may accept it.
-4. A run that ended (Done) or cannot go on (Lost) is answered for until the buyer's entry arrives.
+4. A long run stops at a slice that its buyer has not signed for (slicing.py), and goes on once it
+   has. What stays unsigned for `claim_ms` is claimed on our own chain: one side's word.
+5. Nobody gets a bid whose bill would exceed its credit line (credit.py), or whose key forked.
+6. A run that ended (Done) or cannot go on (Lost) is answered for until the buyer's entry arrives.
    What was burnt under a lease that was taken away with `is_owed` is billed; else it is void.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
+
 from attrs import evolve
 
-from ledger.chain import check_entry
-from ledger.errors import BadEntry
-from ledger.keys import terms_message
-from ledger.model import Entry, Kind, Terms
+from ledger import chain
+from ledger.model import Kind, Terms
+from ledger.quorum import Quorum
 from mesh.errors import PeerError
-from mesh.ids import Cid, EntryId, PeerId, TaskId
-from mesh.market.bidding import TTL_MS_MIN, NoQuote, Shop, check_ask, quote
-from mesh.market.lease import Clock, Hold, Phase, Tenancy, restored
+from mesh.ids import Cid, PeerId, TaskId
+from mesh.market import slicing
+from mesh.market.bidding import TTL_MS_MIN, Shop, check_ask
+from mesh.market.credit import Credit
+from mesh.market.holds import Holds
+from mesh.market.lease import Clock, Phase, Tenancy, restored
+from mesh.market.own_chain import OwnChain
+from mesh.market.papers import certificate_flaw, check_about, check_award, decline
 from mesh.market.policy import Policy
-from mesh.market.terms import CANCELLED, alloc_terms, void_terms
+from mesh.market.terms import CANCELLED
 from mesh.messages import (
     Accepted,
     Ask,
     Award,
-    Bid,
-    Declined,
     Done,
     Lost,
     Outlook,
     Refusal,
-    Release,
     Renew,
     Renewed,
     Result,
     Revoked,
     Settled,
+    Sliced,
 )
 from mesh.notices import Hosted
 from mesh.resources.capacity import Capacity
@@ -62,6 +70,7 @@ from mesh.sansio import (
     Woken,
 )
 
+CLOSES = (Kind.SETTLE, Kind.VOID)
 _RENEWS_OPEN_MAX = 8
 _PATIENCE = 8
 """An answer repeated so often without an echo (two minutes) may make room for new work."""
@@ -79,23 +88,26 @@ class Tenancies:
         clock: Clock,
         saved: tuple[PersistTenancy, ...],
         *,
-        net: bytes,
+        own: OwnChain,
+        credit: Credit,
+        claimed: Collection[bytes] = (),
     ) -> None:
+        """*claimed* are the ids of the ALLOCs that our chain claims already."""
         self.shop = shop
         self.pool: Pool[TaskId] = Pool(shop.sold)
-        self.lapsed = 0
-        """Holds that ended without an award or a release."""
+        self.holds = Holds(identity, policy, clock, credit, self.pool)
         self.unanswered = 0
         """Answers given up because their buyers were gone and the table was full."""
         self._identity = identity
-        self._net = net
+        self._own = own
         self._policy = policy
+        self._quorum = Quorum.of(policy.witnesses) if policy.witnesses else None
         self._clock = clock
-        self._holds: dict[TaskId, Hold] = {}
         self._tenancies: dict[tuple[TaskId, int], Tenancy] = {}
         self._modules: dict[Cid, None] = {}
         for record in saved:
             tenancy = restored(record, policy.ttl_ms, identity.sign)
+            tenancy.is_claimed = tenancy.alloc_id in claimed
             self._tenancies[tenancy.task, tenancy.fence] = tenancy
 
     @property
@@ -117,7 +129,7 @@ class Tenancies:
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         return {
-            "holds": (len(self._holds), self._policy.holds_max),
+            "holds": (len(self.holds), self._policy.holds_max),
             "tenancies": (len(self._tenancies), self._policy.tenancies_max),
             "modules": (len(self._modules), _MODULES_MAX),
         }
@@ -126,7 +138,7 @@ class Tenancies:
         """After a restart: answer for what was hosted before."""
         actions: list[Action] = []
         for tenancy in self._tenancies.values():
-            actions += self._send_answer(tenancy, now)
+            actions += [*self._send_answer(tenancy, now), self._claim_timer(tenancy, now)]
         return actions
 
     # --- the auction ----------------------------------------------------------------------------
@@ -140,72 +152,39 @@ class Tenancies:
         nobody could mean.
         """
         check_ask(ask)
-        held = self._holds.get(ask.task)
-        if held and held.buyer == peer and held.ask == ask:
-            return [Send(peer, held.bid)]
+        if known := self.holds.repeated(peer, ask):
+            return [Send(peer, known)]
         room = self._make_room()
-        refusal = self._why_not(peer, ask)
+        refusal = self.holds.why_not(peer, ask) or self._why_not(ask)
         if refusal:
             return [*room, Send(peer, Refusal(ask.task, ask.round, refusal, may_change=True))]
-        if held:
-            self._drop_hold(ask.task)
-        answer = quote(
+        bid = self.holds.bid(
+            peer,
             ask,
             self.shop,
-            free=self.pool.free.minus(owner),
+            owner=owner,
             outlook=outlook,
             cached=frozenset(self._modules),
+            now=now,
         )
-        if isinstance(answer, NoQuote):
-            refused = Refusal(ask.task, ask.round, answer.reason, answer.may_change)
-            return [*room, Send(peer, refused)]
-        terms = alloc_terms(
-            ask,
-            seller=self._identity.peer,
-            buyer=peer,
-            price=answer.price,
-            wall_ms=self._clock.wall_ms(now),
-            grace_ms=self._policy.grace_ms,
-        ).encode()
-        bid = Bid(
-            task=ask.task,
-            round=ask.round,
-            terms=terms,
-            signature=self._identity.sign(terms_message(terms)),
-            finish_ms=answer.finish_ms,
-            p_on_time=answer.p_on_time,
-            cached=int(ask.work.module in self._modules),
-            hold_ms=self._policy.hold_ms,
-            reason=answer.reason,
-        )
-        is_reserved = self.pool.reserve(ask.task, ask.work.needs)
-        assert is_reserved, "the quote was for what is free"
-        ends_at = now + self._policy.hold_ms / 1000
-        self._holds[ask.task] = Hold(peer, ask, bid, sent_at=now, ends_at=ends_at)
-        return [*room, Send(peer, bid), WakeAt(ends_at, Woken("hold", ask.task, ask.round))]
-
-    def release(self, peer: PeerId, release: Release) -> list[Action]:
-        """We lost; the capacity is free again."""
-        hold = self._holds.get(release.task)
-        if hold and hold.buyer == peer and hold.ask.round == release.round:
-            self._drop_hold(release.task)
-        return []
+        return [*room, *bid]
 
     def award(self, peer: PeerId, award: Award, now: float) -> list[Action]:
         """Take the lease if its hold still stands, else decline. Raises PeerError."""
-        entry, terms = self._check_award(peer, award)
+        entry, terms = check_award(self._identity, self._own.head.net, peer, award)
         known = self._tenancies.get((award.task, award.fence))
         if known:
             if known.alloc_id != entry.id or not known.is_held:
                 return []  # an old award come again; what became of it has its own answer
             return [Send(peer, Accepted(award.task, award.fence))]
-        hold = self._holds.get(award.task)
-        # After a stall an award may be looked at before the timer that ends its hold.
-        if hold is None or now >= hold.ends_at or hold.bid.terms != terms.encode():
-            return [self._decline(peer, award, entry, terms, "the hold had ended")]
         if award.ttl_ms < TTL_MS_MIN:
             raise PeerError("an award of a lease of absurd length")
-        del self._holds[award.task]
+        if flaw := certificate_flaw(self._identity, self._quorum, entry, award.certificate):
+            return [Send(peer, decline(self._identity, award, entry, terms, flaw))]
+        hold = self.holds.take(award, terms.encode(), now)
+        if hold is None:
+            reason = "the hold had ended"
+            return [Send(peer, decline(self._identity, award, entry, terms, reason))]
         ttl = min(award.ttl_ms, hold.ask.ttl_ms)
         tenancy = Tenancy(
             task=award.task,
@@ -249,7 +228,7 @@ class Tenancies:
             actions.append(self._tell(tenancy, "held", "the grantor is back"))
         if tenancy.phase is Phase.PAUSED:
             tenancy.phase = Phase.RUNNING
-            actions.append(ContinueRun(tenancy.task, tenancy.fence))
+            actions += self._go_on(tenancy)
         return actions
 
     def revoked(self, peer: PeerId, revoked: Revoked, now: float) -> list[Action]:
@@ -278,14 +257,7 @@ class Tenancies:
         tenancy = self._of(peer, settled.task, settled.fence)
         if tenancy is None or tenancy.answer is None:
             return []
-        entry = _decode_entry(settled.entry)
-        try:
-            body = check_entry(entry, self._identity.verify)
-        except BadEntry as error:
-            raise PeerError(f"a bad closing entry: {error}") from None
-        named = (body.author, body.peer, body.deal.ref)
-        if named != (peer, self._identity.peer, tenancy.alloc_id):
-            raise PeerError("a closing entry for something else")
+        body = check_about(self._identity, tenancy, settled.entry, CLOSES)
         # We signed its terms, though perhaps not last: a Settled may cross a Revoked on its way.
         what = "settled" if body.kind is Kind.SETTLE else "void"
         return [
@@ -296,12 +268,35 @@ class Tenancies:
 
     # --- the run --------------------------------------------------------------------------------
 
-    def run_progressed(self, task: TaskId, fence: int, fuel: int) -> list[Action]:
-        """Remember how far it is; the next Renew tells the buyer."""
+    def run_progressed(self, task: TaskId, fence: int, fuel: int, now: float) -> list[Action]:
+        """Remember how far it is; the next Renew tells the buyer, who signs for each slice."""
         tenancy = self._tenancies.get((task, fence))
-        if tenancy:
-            tenancy.fuel = max(tenancy.fuel, min(fuel, tenancy.terms.fuel))
-        return []
+        if tenancy is None or tenancy.phase is Phase.ENDED:
+            return []
+        tenancy.fuel = max(tenancy.fuel, min(fuel, tenancy.terms.fuel))
+        actions = self._ask_to_sign(tenancy, now)
+        if slicing.is_spent(tenancy, self._policy) and not tenancy.is_unsigned:
+            tenancy.is_unsigned = True
+            told = f"{tenancy.fuel - tenancy.signed_fuel} fuel that its buyer has not signed for"
+            if tenancy.phase is Phase.RUNNING:
+                actions.append(PauseRun(task, fence))
+            actions += [self._tell(tenancy, "unsigned", told), self._claim_timer(tenancy, now)]
+        return actions
+
+    def sliced(self, peer: PeerId, sliced: Sliced, now: float) -> list[Action]:
+        """The buyer signed for a slice: on we go. Raises PeerError."""
+        tenancy = self._of(peer, sliced.task, sliced.fence)
+        if tenancy is None or tenancy.phase is Phase.ENDED:
+            return []
+        fuel = check_about(self._identity, tenancy, sliced.entry, (Kind.USE,)).deal.fuel
+        if fuel <= tenancy.signed_fuel:
+            return []
+        tenancy.signed_fuel, tenancy.slice = fuel, None
+        actions: list[Action] = [AppendEntry(sliced.entry, is_own=False)]
+        if tenancy.is_unsigned and not slicing.is_spent(tenancy, self._policy):
+            tenancy.is_unsigned = False
+            actions += [self._tell(tenancy, "signed", f"{fuel} fuel"), *self._go_on(tenancy)]
+        return actions + self._ask_to_sign(tenancy, now)
 
     def run_ended(self, task: TaskId, fence: int, result: Result, now: float) -> list[Action]:
         """The task came to its end: bill it."""
@@ -327,13 +322,6 @@ class Tenancies:
 
     # --- time -----------------------------------------------------------------------------------
 
-    def hold_ends(self, task: TaskId, round_: int) -> list[Action]:
-        hold = self._holds.get(task)
-        if hold and hold.ask.round == round_:
-            self._drop_hold(task)
-            self.lapsed += 1
-        return []
-
     def renew_due(self, task: TaskId, fence: int, now: float) -> list[Action]:
         """Ask for more time, held or not: only the grantor can tell what became of the lease."""
         tenancy = self._tenancies.get((task, fence))
@@ -345,6 +333,7 @@ class Tenancies:
             del tenancy.asked[next(iter(tenancy.asked))]
         return [
             Send(tenancy.buyer, Renew(task, fence, tenancy.seq, tenancy.fuel)),
+            *([Send(tenancy.buyer, tenancy.slice)] if tenancy.slice else []),
             WakeAt(now + tenancy.ttl_ms / 3000, Woken("renew", task, fence)),
         ]
 
@@ -371,7 +360,7 @@ class Tenancies:
             return []
         tenancy.phase = Phase.RUNNING
         return [
-            ContinueRun(task, fence),
+            *self._go_on(tenancy),
             self._tell(tenancy, "orphaned", "the grantor is silent; finishing without it"),
         ]
 
@@ -381,55 +370,75 @@ class Tenancies:
             return []
         return self._send_answer(tenancy, now)
 
+    def claim_due(self, task: TaskId, fence: int, now: float) -> list[Action]:
+        """What its buyer has not signed for by now, we claim on our own word."""
+        tenancy = self._tenancies.get((task, fence))
+        if tenancy is None or now < tenancy.claim_at:
+            return []
+        if tenancy.phase is not Phase.ENDED:
+            return self._give_up(tenancy, now) if tenancy.is_unsigned else []
+        return self._claim(tenancy, now)
+
     # --- supporting -----------------------------------------------------------------------------
 
-    def _why_not(self, peer: PeerId, ask: Ask) -> str:
-        held = self._holds.get(ask.task)
-        if held and held.buyer != peer:
-            return "held for another buyer of the same task"
-        if held and held.ask.round > ask.round:
-            return "a later round of this task is already held"
+    def _ask_to_sign(self, tenancy: Tenancy, now: float) -> list[Action]:
+        if not slicing.is_due(tenancy, self._policy):
+            return []
+        tenancy.slice = slicing.propose(tenancy, self._clock.wall_ms(now), self._identity.sign)
+        return [Send(tenancy.buyer, tenancy.slice)]
+
+    def _go_on(self, tenancy: Tenancy) -> list[Action]:
+        return [ContinueRun(tenancy.task, tenancy.fence)] if tenancy.may_run else []
+
+    def _give_up(self, tenancy: Tenancy, now: float) -> list[Action]:
+        """A buyer that signs nothing gets nothing more: bill what was burnt, and claim it."""
+        reason = "its buyer signs for nothing"
+        done = tenancy.cancelled(reason, self._clock.wall_ms(now), self._identity.sign)
+        return [
+            StopRun(tenancy.task, tenancy.fence),
+            self._tell(tenancy, "given up", reason),
+            *self._end(tenancy, done, now),
+            *self._claim(tenancy, now),
+        ]
+
+    def _claim(self, tenancy: Tenancy, now: float) -> list[Action]:
+        """Write the bill of a silent buyer on our own chain, once."""
+        answer = tenancy.answer
+        if tenancy.is_claimed or not isinstance(answer, Done):
+            return []
+        if Terms.decode(answer.terms).amount == 0:
+            return []
+        if self._own.why_not():
+            return [self._claim_timer(tenancy, now)]
+        tenancy.is_claimed = True
+        write = partial(
+            chain.claim, terms=answer.terms, alloc=tenancy.alloc, sign=self._identity.sign
+        )
+        _, actions = self._own.append(
+            lambda head, wall_ms: write(head, wall_ms=wall_ms), self._clock.wall_ms(now)
+        )
+        return [*actions, self._tell(tenancy, "claimed", "its buyer is silent: our word alone")]
+
+    def _claim_timer(self, tenancy: Tenancy, now: float) -> Action:
+        tenancy.claim_at = now + self._policy.claim_ms / 1000
+        return WakeAt(tenancy.claim_at, Woken("claim", tenancy.task, tenancy.fence))
+
+    def _why_not(self, ask: Ask) -> str:
         if any(task == ask.task for task, _ in self._tenancies):
             return "this node still answers for an earlier run of this task"
-        if len(self._holds) >= self._policy.holds_max and not held:
-            return "too many open bids"
-        if len(self._tenancies) + len(self._holds) >= self._policy.tenancies_max:
+        if len(self._tenancies) + len(self.holds) >= self._policy.tenancies_max:
             return "too many unsettled tasks"
         return ""
 
     def _make_room(self) -> list[Action]:
         """A full table forgets the answer that its buyer has ignored longest: work for nothing."""
-        if len(self._tenancies) + len(self._holds) < self._policy.tenancies_max:
+        if len(self._tenancies) + len(self.holds) < self._policy.tenancies_max:
             return []
         for tenancy in self._tenancies.values():
             if tenancy.phase is Phase.ENDED and tenancy.resends >= _PATIENCE:
                 self.unanswered += 1
                 return [self._tell(tenancy, "unpaid", "its buyer is gone"), *self._forget(tenancy)]
         return []
-
-    def _check_award(self, peer: PeerId, award: Award) -> tuple[Entry, Terms]:
-        entry = _decode_entry(award.entry)
-        try:
-            body = check_entry(entry, self._identity.verify)
-            terms = Terms.decode(body.terms)
-        except BadEntry as error:
-            raise PeerError(f"a bad award: {error}") from None
-        named = (body.net, body.kind, body.author, body.peer, terms.nonce, terms.fence)
-        ours = (self._net, Kind.ALLOC, peer, self._identity.peer, award.task, award.fence)
-        if named != ours:
-            raise PeerError("an award for something else")
-        return entry, terms
-
-    def _decline(
-        self, peer: PeerId, award: Award, entry: Entry, terms: Terms, reason: str
-    ) -> Action:
-        data = void_terms(terms, EntryId(entry.id)).encode()
-        signature = self._identity.sign(terms_message(data))
-        return Send(peer, Declined(award.task, award.fence, reason, data, signature))
-
-    def _drop_hold(self, task: TaskId) -> None:
-        del self._holds[task]
-        self.pool.release(task)
 
     def _of(self, peer: PeerId, task: TaskId, fence: int) -> Tenancy | None:
         tenancy = self._tenancies.get((task, fence))
@@ -449,7 +458,8 @@ class Tenancies:
         if isinstance(answer, Lost):
             tenancy.is_held = False
         self.pool.release(tenancy.task)
-        return [tenancy.record(), *self._send_answer(tenancy, now)]
+        claim = [self._claim_timer(tenancy, now)] if isinstance(answer, Done) else []
+        return [tenancy.record(), *self._send_answer(tenancy, now), *claim]
 
     def _send_answer(self, tenancy: Tenancy, now: float) -> list[Action]:
         assert tenancy.answer is not None
@@ -481,10 +491,3 @@ class Tenancies:
 
     def _tell(self, tenancy: Tenancy, what: str, reason: str) -> Notify:
         return Notify(Hosted(tenancy.task, tenancy.fence, tenancy.buyer, what, reason))
-
-
-def _decode_entry(data: bytes) -> Entry:
-    try:
-        return Entry.decode(data)
-    except BadEntry as error:
-        raise PeerError(f"a bad entry: {error}") from None

@@ -11,7 +11,7 @@ from attrs import evolve
 
 from ledger.errors import BadEntry
 from ledger.keys import Verify, terms_message
-from ledger.model import Terms, amount_of, reserve_of
+from ledger.model import Terms, accrued, amount_of, reserve_of
 from mesh.errors import PeerError
 from mesh.ids import DAG_PB, RAW, EntryId, PeerId, cid_of
 from mesh.messages import Ask, Bid, Result
@@ -73,6 +73,14 @@ def settle_terms(alloc: Terms, alloc_id: EntryId, result: Result, wall_ms: int) 
     return evolve(terms, amount=amount_of(terms))
 
 
+def use_terms(alloc: Terms, alloc_id: EntryId, fuel: int, wall_ms: int) -> Terms:
+    """What the seller signs on the way: so much was burnt so far."""
+    terms = evolve(
+        alloc, fuel=min(fuel, alloc.fuel), end_ms=max(wall_ms, alloc.start_ms), ref=alloc_id
+    )
+    return evolve(terms, amount=accrued(terms))
+
+
 def void_terms(alloc: Terms, alloc_id: EntryId) -> Terms:
     """What the seller signs to claim nothing: the buyer's reserve is free again."""
     return evolve(alloc, fuel=0, amount=0, exit=VOID_EXIT, ref=alloc_id)
@@ -110,6 +118,15 @@ def check_settle(data: bytes, alloc: Terms, alloc_id: EntryId, result: Result) -
         raise PeerError("settle terms that do not follow from the award and the result")
     if result.fuel > alloc.fuel:
         raise PeerError("more fuel than was allowed")
+    return terms
+
+
+def check_use(data: bytes, alloc: Terms, alloc_id: EntryId) -> Terms:
+    """USE terms of the ALLOC. Raises PeerError."""
+    terms = _decode(data)
+    expected = use_terms(alloc, alloc_id, terms.fuel, terms.end_ms)
+    if terms != evolve(expected, end_ms=terms.end_ms):
+        raise PeerError("use terms that do not follow from the award")
     return terms
 
 

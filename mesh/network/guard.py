@@ -1,8 +1,9 @@
 """Who may say how much: rates, faults and bans of peers. A core: time is an argument (seconds).
 
-Three token buckets per peer (frames, bytes, signature verifications) and one score. A fault adds to
-the score, which halves every `half_life_s`; at `ban_score` the peer is banned for `ban_s`, doubled
-with every ban until a clean `ban_memory_s`. A peer within its rates never waits.
+Token buckets per peer (frames, bytes, signature verifications, our processor) and one score; the
+processor has one more for all peers together, or many keys would take what one may not. A fault
+adds to the score, which halves every `half_life_s`; at `ban_score` the peer is banned for `ban_s`,
+doubled with every ban until a clean `ban_memory_s`. A peer within its rates never waits.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ class GuardConfig:
     frames_per_s: float = 400.0
     bytes_per_s: float = 32e6
     verifications_per_s: float = 100.0
+    cpu_ms_per_s: float = 100.0
+    """Of a core, for looking at what a peer forwards."""
+    cpu_ms_all_per_s: float = 300.0
+    """The same, for all peers together."""
     burst_s: float = 2.0
     half_life_s: float = 60.0
     ban_score: float = 10.0
@@ -37,6 +42,7 @@ class _Peer:
     frames: float
     bytes: float
     verifications: float
+    cpu_ms: float
     score: float = 0.0
     scored_at: float = 0.0
     banned_until: float = -math.inf
@@ -51,6 +57,12 @@ class Guard:
     forgotten: int = 0
     """Peers dropped from the full table."""
     _peers: OrderedDict[PeerId, _Peer] = field(factory=OrderedDict, init=False)
+    _all_cpu_ms: float = field(init=False)
+    _all_spent_at: float = field(default=-math.inf, init=False)
+
+    @_all_cpu_ms.default
+    def _full(self) -> float:
+        return self.config.cpu_ms_all_per_s * self.config.burst_s
 
     def delay(self, peer: PeerId, size: int, now: float) -> float:
         """Charge a frame of *size* bytes; seconds to wait before the next is read (0: none).
@@ -68,6 +80,19 @@ class Guard:
         if known.verifications < 1 or known.banned_until > now:
             return False
         known.verifications -= 1
+        return True
+
+    def admits_work(self, peer: PeerId, cpu_ms: float, now: float) -> bool:
+        """Charge *cpu_ms* of our processor to *peer*; False when its budget, or that of all
+        together, is spent, or it is banned."""
+        known, config = self._refilled(peer, now), self.config
+        passed = max(0.0, now - max(self._all_spent_at, now - config.burst_s))
+        self._all_cpu_ms = _fill(self._all_cpu_ms, config.cpu_ms_all_per_s, passed, config.burst_s)
+        self._all_spent_at = max(now, self._all_spent_at)
+        if min(known.cpu_ms, self._all_cpu_ms) < cpu_ms or known.banned_until > now:
+            return False
+        known.cpu_ms -= cpu_ms
+        self._all_cpu_ms -= cpu_ms
         return True
 
     def fault(self, peer: PeerId, weight: float, now: float) -> bool:
@@ -113,6 +138,7 @@ class Guard:
                 frames=config.frames_per_s * config.burst_s,
                 bytes=config.bytes_per_s * config.burst_s,
                 verifications=config.verifications_per_s * config.burst_s,
+                cpu_ms=config.cpu_ms_per_s * config.burst_s,
                 scored_at=now,
             )
         self._peers.move_to_end(peer)
@@ -132,6 +158,7 @@ class Guard:
         known.frames = _fill(known.frames, config.frames_per_s, passed, burst)
         known.bytes = _fill(known.bytes, config.bytes_per_s, passed, burst)
         known.verifications = _fill(known.verifications, config.verifications_per_s, passed, burst)
+        known.cpu_ms = _fill(known.cpu_ms, config.cpu_ms_per_s, passed, burst)
         return known
 
     def _decayed(self, known: _Peer, now: float) -> float:

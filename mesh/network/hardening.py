@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
@@ -115,7 +115,7 @@ def contain_stream_failures(host: IHost, tally: Counter[str]) -> None:
 class SafePubsub(Pubsub):
     """Pubsub that junk cannot end (pitfall 1) and that refuses before it verifies.
 
-    *admit(forwarder, size)* is asked before the signature is checked: verification is the
+    *admit(forwarder, message)* is asked before the signature is checked: verification is the
     expensive part of a flood.
     """
 
@@ -124,9 +124,9 @@ class SafePubsub(Pubsub):
         host: IHost,
         router: GossipSub,
         *,
-        topic: str,
+        topics: Iterable[str],
         tally: Counter[str],
-        admit: Callable[[ID, int], bool],
+        admit: Callable[[ID, rpc_pb2.Message], bool],
     ) -> None:
         super().__init__(
             host,
@@ -135,18 +135,16 @@ class SafePubsub(Pubsub):
             max_inbound_rpc_size=GOSSIP_RPC_BYTES,
             max_subscriptions_per_rpc=16,
             max_subscriptions_per_peer=16,
-            allowed_topics={topic},
+            allowed_topics=frozenset(topics),
         )
         self._tally = tally
         self._admit = admit
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Handle one message; called for our own and for each that arrives."""
-        if msg_forwarder != self.my_id and not self._admit(msg_forwarder, len(msg.data)):
-            self._tally["gossip_refused"] += 1
-            return
         with contain(self._tally, "gossip"):
-            await super().push_msg(msg_forwarder, msg)
+            if msg_forwarder == self.my_id or self._admit(msg_forwarder, msg):
+                await super().push_msg(msg_forwarder, msg)
 
 
 # --- 2: a window update per read, a signature per RPC -------------------------------------------
@@ -256,14 +254,15 @@ def explicit_router() -> GossipSub:
 
 
 def deepen_queues(tally: Counter[str]) -> None:
-    """Pitfall 4: gossip queues hold 32 and drop the rest without a word."""
+    """Pitfall 4: gossip queues hold 32 and drop the rest without a word; and they split what is
+    longer than 1 MiB, where we hear no more than `GOSSIP_RPC_BYTES` and hang up on the rest."""
     defaults = RpcQueue.__init__.__defaults__
     if not hasattr(pubsub_module, "SUBSCRIPTION_CHANNEL_SIZE") or len(defaults or ()) != 2:
         _miss(tally, "the gossip queues changed")
         return
     assert defaults is not None
     _replace(pubsub_module, "SUBSCRIPTION_CHANNEL_SIZE", QUEUE_DEPTH)
-    _replace(RpcQueue.__init__, "__defaults__", (QUEUE_DEPTH, *defaults[1:]))
+    _replace(RpcQueue.__init__, "__defaults__", (QUEUE_DEPTH, GOSSIP_RPC_BYTES * 3 // 4))
 
 
 def number_messages_by_clock(pubsub: Pubsub, tally: Counter[str]) -> None:

@@ -53,8 +53,12 @@ def build_host(
     agent: str,
     tally: Counter[str],
     connections: ConnectionConfig | None = None,
+    announce: Sequence[Multiaddr] = (),
 ) -> IHost:
-    """A hardened host that does not listen yet. *psk*: 64 hex digits of a private mesh, or None."""
+    """A hardened host that does not listen yet. *psk*: 64 hex digits of a private mesh, or None.
+
+    *announce*: what others are told to dial; none: where it listens.
+    """
     assert len(seed) == 32
     if psk is not None and not _PSK.fullmatch(psk):
         raise ConfigError("network.psk", "not 64 hex digits", "make one: openssl rand -hex 32")
@@ -71,7 +75,7 @@ def build_host(
         connection_config=connections or watchful_connections(),
         resource_manager=_resources(),
         psk=psk,
-        addrs_factory=_advertise,
+        addrs_factory=(lambda _: list(announce)) if announce else _advertise,
         disable_identify_address_discovery=True,
     )
     contain_stream_failures(host, tally)
@@ -99,9 +103,9 @@ async def run_host(
         raise ConfigError("network.listen", f"cannot listen on {missing[0]}", _LISTEN_HINT)
 
 
-def parse_listen(texts: Sequence[str]) -> tuple[Multiaddr, ...]:
-    """Listen addresses. Raises ConfigError."""
-    return tuple(_parse(text, "network.listen", "such as /ip4/0.0.0.0/tcp/4001") for text in texts)
+def parse_listen(texts: Sequence[str], key: str = "network.listen") -> tuple[Multiaddr, ...]:
+    """Addresses without their peer. Raises ConfigError about *key*."""
+    return tuple(_parse(text, key, "such as /ip4/0.0.0.0/tcp/4001") for text in texts)
 
 
 def parse_dial(text: str, key: str) -> PeerInfo:

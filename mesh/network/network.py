@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -18,8 +18,9 @@ from libp2p.peer.id import ID
 from mesh.errors import ConfigError
 from mesh.ids import PeerId, short_peer
 from mesh.network import streams
+from mesh.network.calls import Answer, Call, Calls
 from mesh.network.discovery import Discovery
-from mesh.network.gossip import Gossip
+from mesh.network.gossip import OFFER_MAX, OFFERS, Gossip, Topic
 from mesh.network.guard import Guard
 from mesh.network.hardening import contain, overfull_peers
 from mesh.network.host import (
@@ -38,6 +39,10 @@ _log = logging.getLogger("mesh.network")
 
 BLOCKS = "/mesh/1/blocks"
 """The request protocol of storage."""
+LEDGER = "/mesh/ledger/1"
+"""The protocol of calls between replicas of the ledger."""
+WITNESS = "/mesh/1/witness"
+"""The request protocol of votes for what is signed on a chain."""
 PATROL_S = 0.5
 FAULT = 3.0
 """Score of one protocol fault: four in quick succession make a ban."""
@@ -50,6 +55,8 @@ class NetworkConfig:
     seed: bytes
     """Ed25519 secret, 32 bytes."""
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce: tuple[str, ...] = ()
+    """What others are told to dial instead, without /p2p/; empty: where it listens."""
     bootstrap: tuple[str, ...] = ()
     mdns: bool = False
     psk: str | None = None
@@ -70,10 +77,11 @@ class Network:
     _discovery: Discovery = field(init=False)
     _postman: Postman = field(init=False)
     _requests: Requests = field(init=False)
+    _calls: Calls = field(init=False)
     _gossip: Gossip = field(init=False)
 
     def addresses(self) -> tuple[str, ...]:
-        """Where this node listens, each with its /p2p/ part."""
+        """Where others are to dial this node, each with its /p2p/ part."""
         return tuple(str(address) for address in self._host.get_addrs())
 
     def send_nowait(self, peer: PeerId, frame: bytes) -> bool:
@@ -88,11 +96,23 @@ class Network:
 
     async def publish_offer(self, data: bytes) -> None:
         """Gossip *data* (<= 4 KiB) to the mesh."""
-        await self._gossip.publish(data)
+        await self._gossip.publish(OFFERS, data)
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Gossip *data* to all who hear *topic*, which is one of ours."""
+        await self._gossip.publish(topic, data)
 
     async def request(self, peer: PeerId, protocol: str, payload: bytes, timeout_s: float) -> bytes:
         """The answer of *peer*, <= 1 MiB either way. Raises Unavailable or PeerError."""
         return await self._requests.request(peer, protocol, payload, timeout_s)
+
+    def call(self, peer: PeerId, protocol: str) -> AbstractAsyncContextManager[Call]:
+        """A stream both ways to *peer*, for the length of the block. Raises Unavailable."""
+        return self._calls.call(peer, protocol)
+
+    def is_answering(self, peer: PeerId) -> bool:
+        """Whether *peer* is calling us."""
+        return self._calls.is_answering(peer)
 
     def connected(self) -> tuple[PeerId, ...]:
         """The peers with an open connection."""
@@ -158,16 +178,22 @@ async def open_network(
     on_frame: Callable[[PeerId, bytes], None],
     on_offer: Callable[[PeerId, bytes], None],
     serve: Mapping[str, Callable[[PeerId, bytes], Awaitable[bytes]]],
+    topics: Sequence[Topic] = (),
+    answers: Mapping[str, Answer] | None = None,
 ) -> AsyncIterator[Network]:
     """Join the mesh until the end of the block.
 
     *on_frame(sender, frame)* and *on_offer(author, data)* must not wait; *serve* answers requests
-    by protocol. Raises ConfigError for what the operator must mend.
+    by protocol, *answers* calls; *topics* are what else is gossiped. Raises ConfigError for what
+    the operator must mend.
     """
     tally: Counter[str] = Counter()
     listen = parse_listen(config.listen)
+    announce = parse_listen(config.announce, "network.announce")
     bootstrap = [parse_dial(text, "network.bootstrap") for text in config.bootstrap]
-    host = build_host(config.seed, listen, psk=config.psk, agent=config.agent, tally=tally)
+    host = build_host(
+        config.seed, listen, psk=config.psk, agent=config.agent, tally=tally, announce=announce
+    )
     peer = from_libp2p(host.get_id())
     async with run_host(host, listen, tally), trio.open_nursery() as nursery:
         guard = Guard()
@@ -179,9 +205,14 @@ async def open_network(
         requests = network._requests = Requests(
             host, discovery.reach, serve, guard, network.penalize, tally
         )
-        gossip = network._gossip = Gossip(host, guard, network.penalize, on_offer, tally)
+        calls = network._calls = Calls(
+            host, discovery.reach, answers or {}, guard, network.penalize, tally
+        )
+        offers = Topic(OFFERS, OFFER_MAX, on_offer)
+        gossip = network._gossip = Gossip(host, guard, network.penalize, (offers, *topics), tally)
         host.set_stream_handler(TProtocol(streams.PROTOCOL), postman.receive)
         requests.register()
+        calls.register()
         nursery.start_soon(postman.hand_over)
         nursery.start_soon(_patrol, host, network)
         async with gossip.run(), discovery.run():

@@ -3,6 +3,7 @@
 Safety under any fault: S1 one lease per task · S2 what was shown to a peer survives a crash ·
 S3 a chain only extends · S4 equal receipts, equal balances · S5 settlements sum to zero ·
 S6 reservations within what is sold · S7 bounds · S8 no run without its buyer's award ·
+S9 no buyer owes and reserves more than its line, nor burns more than a slice unsigned ·
 S10 a task settles once, with the result of the run its newest fence paid for.
 Liveness: L1 every task ends · L2 accounts close and receipts arrive · L3 a dead node's leases and
 capacity are free again · L4 a waiting task is asked again. And nobody honest is ever penalized.
@@ -10,25 +11,37 @@ capacity are free again · L4 a waiting task is asked again. And nobody honest i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from attrs import define
+from attrs import Factory, define
 
 from ledger.chain import Head, check_entry, check_link
 from ledger.errors import LedgerError
-from ledger.model import Body, Entry, Kind
+from ledger.model import KINDS_KNOWN, Body, Entry, Kind
+from ledger.quorum import Certificate, Position, Quorum
 from ledger.state import fold
 from mesh.ids import PeerId, TaskId, format_task
 from mesh.market.order import State, TaskRecord
+from mesh.market.slicing import slice_fuel
 from mesh.messages import Award, Message, Result, Settled
 from mesh.notices import Asked, Hosted, Moved, Notice
 from mesh.resources.capacity import NOTHING
-from mesh.sansio import Action, AppendEntry, Event, PersistTask, Run, RunEnded
+from mesh.sansio import (
+    Action,
+    AppendEntry,
+    Event,
+    PersistTask,
+    Received,
+    Run,
+    RunEnded,
+    RunProgressed,
+)
 from mesh.sim.disk import Write
 from mesh.sim.keyring import Keyring
 from mesh.sim.node import Node
 from mesh.sim.options import Options
 from mesh.sim.restart import NET
+from mesh.sim.runtime import PROGRESS_S
 from mesh.sim.workload import Plan
 
 _SIZES_EVERY = 16
@@ -60,10 +73,25 @@ class _Chain:
     """ALLOC id -> id of the entry that closed it."""
 
 
+@define
+class _Exposed:
+    """What one seller's own disk says that one buyer owes it and has reserved."""
+
+    owed: int = 0
+    open: dict[bytes, int] = Factory(dict)
+    closed: dict[bytes, int] = Factory(dict)
+
+
 class Checkers:
     """Looks on, and raises Violation. Byzantine nodes are not looked at."""
 
-    def __init__(self, options: Options, keyring: Keyring, plans: Mapping[TaskId, Plan]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        keyring: Keyring,
+        plans: Mapping[TaskId, Plan],
+        witnesses: Sequence[bytes] = (),
+    ) -> None:
         self._options = options
         self._keyring = keyring
         self._plans = plans
@@ -74,6 +102,11 @@ class Checkers:
         self._received: dict[int, set[bytes]] = {}  # ids of others' entries
         self._records: dict[TaskId, TaskRecord] = {}  # as last made durable
         self._ended: dict[tuple[TaskId, int], Result] = {}  # what honest runs left behind
+        self._exposed: dict[tuple[int, bytes], _Exposed] = {}  # (seller, buyer)
+        self.quorum = Quorum.of(witnesses) if witnesses else None
+        self._certificates: dict[tuple[int, TaskId, int], bytes] = {}  # as they came
+        self._signed: dict[bytes, int] = {}  # ALLOC id -> the fuel that its buyer signed for
+        self._told_signed: dict[tuple[int, bytes], int] = {}  # (seller, ALLOC id) -> as it knows
         self._asked_at: dict[TaskId, float] = {}
         self.admitted: dict[TaskId, float] = {}
         """When each task of an honest node was first durable: world time."""
@@ -93,13 +126,23 @@ class Checkers:
 
     def saw_arrival(self, node: Node, event: Event) -> None:
         """Remember what each run left behind (S10), whatever the node makes of it."""
-        if isinstance(event, RunEnded) and node.peer in self._nodes:
+        if node.peer not in self._nodes:
+            return
+        if isinstance(event, RunEnded):
             self._ended[event.task, event.fence] = event.result
+        elif isinstance(event, RunProgressed):
+            self._check_unsigned(node, event)
+        elif isinstance(event, Received) and isinstance(event.message, Award):
+            award = event.message
+            self._certificates[node.index, award.task, award.fence] = award.certificate
 
     def saw_event(self, node: Node, actions: list[Action]) -> None:
         """S1, S6 and S7, after a node has handled an event."""
         if node.peer not in self._nodes:
             return
+        for action in actions:
+            if isinstance(action, AppendEntry) and not action.is_own:
+                self._hear_signed(node, Entry.decode(action.entry).content)
         kernel = node.kernel
         leases = kernel.leases()
         if leases != self._leases[node.index] and not node.is_catching_up:
@@ -151,6 +194,8 @@ class Checkers:
         named = (body.kind, body.author, body.peer, deal.nonce, deal.fence)
         if named != (Kind.ALLOC, run.buyer, node.peer, run.task, run.fence):
             raise Violation("S8", f"node {node.index} runs on an award for something else")
+        if self.quorum is not None:
+            self._check_certified(node, run, entry)
         buyer = self._nodes.get(run.buyer)
         if buyer and entry.id not in self._chains[buyer.index].bodies:
             raise Violation("S8", f"node {node.index} runs on an award its buyer never made")
@@ -175,7 +220,9 @@ class Checkers:
         if isinstance(write, AppendEntry) and write.is_own:
             self._extend(node, Entry.decode(write.entry))
         elif isinstance(write, AppendEntry):
-            self._received[node.index].add(Entry.decode(write.entry).id)
+            entry = Entry.decode(write.entry)
+            self._expose(node, entry)
+            self._received[node.index].add(entry.id)
         elif isinstance(write, PersistTask):
             self._check_record(node, write.record)
 
@@ -235,6 +282,8 @@ class Checkers:
         """L2: no money is pending for nothing, and each seller has the receipt of its work."""
         chain = self._chains[node.index]
         for body in chain.bodies.values():
+            if body.kind not in (Kind.ALLOC, Kind.SETTLE):
+                continue
             seller = self._nodes.get(PeerId(body.peer))
             if seller is None or not seller.is_up:
                 continue
@@ -289,16 +338,75 @@ class Checkers:
     def _extend(self, node: Node, entry: Entry) -> None:
         chain = self._chains[node.index]
         body = entry.content
-        alloc = None if body.kind is Kind.ALLOC else chain.bodies.get(body.deal.ref)
+        alloc = chain.bodies.get(body.ref)
         try:
-            check_entry(entry, self._keyring.verify)
+            check_entry(entry, self._keyring.verify, KINDS_KNOWN)
             chain.head = check_link(chain.head, entry, alloc)
         except LedgerError as error:
             raise Violation("S3", f"node {node.index}, entry {body.seq}: {error}") from error
         chain.ids[body.seq] = entry.id
         chain.bodies[entry.id] = body
-        if alloc is not None and chain.resolved.setdefault(alloc.id, entry.id) != entry.id:
+        if body.kind is Kind.USE:
+            before = self._signed.get(body.ref, 0)
+            if body.deal.fuel <= before:
+                raise Violation("S3", f"node {node.index} signs for {body.deal.fuel} of {before}")
+            self._signed[body.ref] = body.deal.fuel
+        closed_by = chain.resolved.setdefault(body.ref, entry.id) if _closes(body) else entry.id
+        if closed_by != entry.id:
             raise Violation("S10", f"node {node.index} closed one award twice")
+
+    def _expose(self, node: Node, entry: Entry) -> None:
+        """S9, by the entries that a seller keeps: a sum of the simplest kind."""
+        body = entry.content
+        if entry.id in self._received[node.index]:
+            return
+        exposed = self._exposed.setdefault((node.index, body.author), _Exposed())
+        if body.kind is Kind.ALLOC and entry.id not in exposed.closed:
+            exposed.open[entry.id] = body.deal.reserve
+        elif _closes(body):
+            exposed.open.pop(body.ref, None)
+            before = exposed.closed.get(body.ref, 0)
+            exposed.closed[body.ref] = max(before, body.deal.amount)
+            exposed.owed += exposed.closed[body.ref] - before
+        total, line = exposed.owed + sum(exposed.open.values()), self._options.policy.credit_line
+        bought = sum(
+            mine.deal.amount
+            for mine in self._chains[node.index].bodies.values()
+            if mine.kind is Kind.SETTLE and mine.peer == body.author
+        )
+        if total - bought > line:
+            told = f"{total - bought} µcr of one buyer where its line is {line}"
+            raise Violation("S9", f"node {node.index} is exposed to {told}")
+
+    def _hear_signed(self, node: Node, body: Body) -> None:
+        if body.kind is Kind.USE:
+            self._told_signed[node.index, body.ref] = body.deal.fuel
+
+    def _check_certified(self, node: Node, run: Run, alloc: Entry) -> None:
+        """S8 under T2: nothing runs that the witnesses have not voted for."""
+        assert self.quorum is not None
+        data = self._certificates.get((node.index, run.task, run.fence), b"")
+        told = f"node {node.index} runs {format_task(run.task)} without its certificate"
+        try:
+            certificate = Certificate.decode(data)
+            self.quorum.check(certificate, self._keyring.verify)
+        except LedgerError as error:
+            raise Violation("S8", f"{told}: {error}") from error
+        if certificate.position != Position.of(alloc):
+            raise Violation("S8", told)
+
+    def _check_unsigned(self, node: Node, event: RunProgressed) -> None:
+        """S9: nobody works for more than a slice, and what is burnt until that is noticed, that
+        its buyer has not signed for. A stalled node notices late."""
+        tenancy = node.disk.tenancy(event.task, event.fence)
+        if tenancy is None or self._options.stalls:
+            return
+        alloc = Entry.decode(tenancy.alloc)
+        unsigned = event.fuel - self._told_signed.get((node.index, alloc.id), 0)
+        unnoticed = int(node.shop.speed * 1000 * PROGRESS_S * 1.01) + 1
+        if unsigned > slice_fuel(alloc.content.deal, self._options.policy) + unnoticed:
+            told = f"{unsigned} fuel of {format_task(event.task)} on trust"
+            raise Violation("S9", f"node {node.index} burns {told}")
 
     def _check_record(self, node: Node, record: TaskRecord) -> None:
         task = record.order.task
@@ -319,3 +427,7 @@ class Checkers:
         ended = self._ended.get((task, record.fence))
         if record.result.status != "cancelled" and record.result != ended:
             raise Violation("S10", f"{told}: its result is not that of run {record.fence}")
+
+
+def _closes(body: Body) -> bool:
+    return body.kind in (Kind.SETTLE, Kind.VOID)

@@ -55,6 +55,17 @@ class Disk:
         self.sync()
         return lost
 
+    def roll_back(self, entries: int) -> list[bytes]:
+        """Put back an old backup of our own chain: what it lacks."""
+        kept = max(0, len(self._contents.entries) - entries)
+        lost = self._contents.entries[kept:]
+        del self._contents.entries[kept:]
+        return lost
+
+    def bring_back(self, entries: list[bytes]) -> None:
+        """What peers had kept for us, durable."""
+        self._contents.entries.extend(entries)
+
     def read(self) -> Contents:
         """What is durable."""
         return self._contents

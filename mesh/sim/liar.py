@@ -28,12 +28,14 @@ from mesh.messages import (
     Renewed,
     Settled,
     SignedOffer,
+    Slice,
+    Sliced,
 )
 from mesh.sansio import Identity
 
 _REMEMBERED_MAX = 64
 _EXTREMES = (0, 1, 2**31, 2**53 + 1, 2**63 - 1)
-_WITHHELD = (Settled, Renewed, Renew, Accepted, Done, Lost)
+_WITHHELD = (Settled, Renewed, Renew, Accepted, Done, Lost, Slice, Sliced)
 
 
 class Liar:
@@ -61,7 +63,10 @@ class Liar:
         if isinstance(message, Bid) and self._boasts:
             message = evolve(message, p_on_time=1000, finish_ms=Quantiles(1, 1, 1))
         if isinstance(message, Award) and rng.random() < self._forges:
-            message = evolve(message, entry=_spoil_signature(message.entry, rng))
+            entry = _spoil_signature(message.entry, rng)
+            # One with no certificate is what it would make of an award to several at once.
+            options = (evolve(message, entry=entry), evolve(message, certificate=b""))
+            message = options[rng.random() < 0.5]
         frames = [codec.encode(message)]
         self._heard.append(frames[0])
         if rng.random() < self._garbles:

@@ -12,14 +12,19 @@ from typing import Protocol
 
 from attrs import define
 
+from ledger.model import Entry
 from mesh.ids import PeerId, TaskId
 from mesh.kernel import Kernel
 from mesh.market.bidding import Shop
+from mesh.market.policy import Policy
 from mesh.messages import Message, SignedOffer
 from mesh.notices import Notice
 from mesh.sansio import (
     Action,
     AppendEntry,
+    Certified,
+    Certify,
+    ChainConfirmed,
     Collect,
     Collected,
     ContinueRun,
@@ -40,6 +45,7 @@ from mesh.sansio import (
     Woken,
 )
 from mesh.sim.clock import Clock
+from mesh.sim.council import Council
 from mesh.sim.disk import Disk, Write
 from mesh.sim.options import Options, stream
 from mesh.sim.restart import restore
@@ -48,6 +54,7 @@ from mesh.sim.workload import Plan
 
 BACKLOG_MAX = 4_096
 """Events that wait for a stalled node, as in the driver's inbox."""
+_ROLLED_BACK_MAX = 6
 _LATENESS_S = 0.02
 """Timers fire up to this late."""
 
@@ -58,6 +65,8 @@ class World(Protocol):
     options: Options
     now: float
     plans: dict[TaskId, Plan]
+    policy: Policy
+    council: Council
 
     def schedule(self, at: float, act: Callable[[], None]) -> None: ...
     def transmit(self, source: Node, target: PeerId, message: Message) -> None: ...
@@ -126,6 +135,7 @@ class Node:
         self._witness = witness
         self._boot: _Boot | None = None
         self._backlog: list[Event] | None = None  # a list while stalled
+        self._lost: list[bytes] = []  # entries of ours that our disk has not, and peers have
         rng = stream(world.options.seed, "clock", index)
         self._rate = 1.0 + rng.uniform(-1.0, 1.0) * world.options.drift
         self._wall_skew_s = rng.uniform(-1.0, 1.0) * world.options.wall_skew_s
@@ -169,15 +179,18 @@ class Node:
         wall_ms = int((1_700_000_000 + world.now + self._wall_skew_s) * 1000)
         kernel = restore(
             self.identity,
-            world.options.policy,
+            world.policy,
             rng,
             self.disk.read(),
             epoch=self.boots,
             epoch_ms=wall_ms - int(clock.origin * 1000),
             shop=self.shop,
+            is_new=self.boots == 1,
         )
         self._boot = _Boot(kernel, clock, self._build_runtime(rng), clock.origin)
         self.post(Started())
+        if not kernel.is_confirmed:  # as long as it takes to ask some peers
+            self._later(world.now + rng.uniform(0.01, 3.0), self._confirm)
 
     def crash(self, rng: Random) -> None:
         """Power off: timers, runs and what nobody waited for are gone."""
@@ -187,6 +200,8 @@ class Node:
         self._backlog = None
         self.quiet_since = self._world.now
         self.disk.crash(rng)
+        if rng.random() < self._world.options.restores:
+            self._lost = [*self.disk.roll_back(rng.randint(1, _ROLLED_BACK_MAX)), *self._lost]
         self._witness.saw_silence(self)
 
     def stall(self) -> None:
@@ -271,8 +286,23 @@ class Node:
                 boot.runtime.stop(task, fence)
             case Collect(task, fence, executor):
                 self._later(self._world.now + 0.1, lambda: self._collect(task, fence, executor))
+            case Certify():
+                self.disk.sync()
+                wait = self._lateness.uniform(0.005, 0.5)
+                self._later(self._world.now + wait, lambda: self._certify(action))
             case Penalize(peer, reason):
                 self._witness.saw_penalty(self, peer, reason)
+
+    def _confirm(self) -> None:
+        """Peers told where our chain ends, and what we have lost of it."""
+        lost, self._lost = self._lost, []
+        self.disk.bring_back(lost)
+        self.post(ChainConfirmed(tuple(lost)))
+
+    def _certify(self, asked: Certify) -> None:
+        chain = self.disk.read().entries
+        certificate, why = self._world.council.certify(chain, Entry.decode(asked.entry))
+        self.post(Certified(asked.task, asked.fence, certificate, why))
 
     def _collect(self, task: TaskId, fence: int, executor: PeerId) -> None:
         is_there = self._world.can_reach(self, executor)

@@ -43,6 +43,13 @@ class Options:
     clogs: float
     partitions: float
     crashes: float
+    witnesses: int
+    """How many there are, whose quorum must vote for each award (T2); 0 for none."""
+    mute: float
+    """The share of questions that a witness does not answer."""
+    restores: float
+    """The share of crashes after which the end of our own chain is missing: an old backup. Peers
+    have it."""
     ambushes: float
     """The share of messages whose sender crashes at once, and is soon back."""
     snares: float
@@ -62,6 +69,11 @@ class Options:
     """The share of runs that end by no fault of the task."""
     cancels: float
     resubmits: float
+
+    @property
+    def is_short_of_credit(self) -> bool:
+        """Whether lines are so low that a buyer may get nothing for a while."""
+        return self.policy.credit_line < Policy().credit_line
 
     @property
     def is_calm(self) -> bool:
@@ -113,8 +125,20 @@ def draw(seed: int) -> Options:
         runs_lost=_maybe(rng, 0.4, 0.2),
         cancels=_maybe(rng, 0.4, 0.2),
         resubmits=_maybe(rng, 0.4, 0.3),
+        restores=0.0,
+        witnesses=0,
+        mute=0.0,
         ambushes=_maybe(rng, 0.3, 0.02),
         snares=_maybe(rng, 0.4, 0.1),
+    )
+    money = stream(seed, "money")
+    policy = _with_credit(options.policy, money)
+    options = evolve(
+        options,
+        policy=policy,
+        restores=_maybe(money, 0.5, 0.5),
+        witnesses=money.choice((0, 0, 0, 1, 4, 7)),
+        mute=_maybe(money, 0.5, 0.5),
     )
     return calm(options) if rng.random() < 0.05 else options
 
@@ -125,6 +149,7 @@ def calm(options: Options) -> Options:
         options,
         byzantine=0,
         policy=Policy(),
+        mute=0.0,
         nodes=max(3, options.nodes),
         loss=0.0,
         gossip_loss=0.0,
@@ -146,6 +171,20 @@ def _maybe(rng: Random, chance: float, most: float) -> float:
     """Zero, or with *chance* something up to *most*. Draws the same number of times either way."""
     value = rng.uniform(most / 50, most)
     return value if rng.random() < chance else 0.0
+
+
+def _with_credit(policy: Policy, rng: Random) -> Policy:
+    """Half the time slices that tasks of a minute have several of, lines that are really reached,
+    and claims within the time of a seed. An ordinary task is worth 100 to 30,000 µcr."""
+    policy = evolve(policy, slice_at_least=rng.choice((200, 2_000)))
+    if rng.random() < 0.5:
+        policy = evolve(
+            policy, slices=rng.choice((2, 4, 16)), claim_ms=rng.choice((20_000, 60_000))
+        )
+    policy = evolve(policy, head_every=rng.choice((2, 5, 1_024)))
+    if rng.random() < 0.3:
+        policy = evolve(policy, credit_line=int(10 ** rng.uniform(3.0, 5.0)))
+    return policy
 
 
 def _draw_nodes(rng: Random) -> int:

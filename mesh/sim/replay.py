@@ -15,13 +15,13 @@ from typing import Any, cast
 from attrs import frozen
 
 from ledger import keys
-from ledger.chain import Head
-from ledger.model import Entry
 from mesh.errors import PeerError
-from mesh.ids import PeerId, TaskId
+from mesh.ids import PeerId
 from mesh.kernel import Kernel
 from mesh.market.bidding import Shop
+from mesh.market.credit import Books
 from mesh.market.order import TaskRecord
+from mesh.market.own_chain import Past
 from mesh.market.policy import Policy
 from mesh.sansio import Action, Event, Identity, PersistTenancy
 from mesh.sim.transcript import Json, as_event, dump, load, read_line, write_line
@@ -34,32 +34,26 @@ class Facts:
     peer: PeerId
     policy: Policy
     seed: int
-    head: Head
+    past: Past
+    books: Books
+    is_confirmed: bool
     records: tuple[TaskRecord, ...]
     tenancies: tuple[PersistTenancy, ...]
-    allocs: tuple[bytes, ...]
-    """The encoded ALLOC entries that were open."""
-    closings: tuple[bytes, ...]
-    """The encoded last SETTLEs and VOIDs."""
     epoch: int
     epoch_ms: int
     shop: Shop
 
     def build(self, identity: Identity) -> Kernel:
         """The kernel, as it was when the node started."""
-        entries = [Entry.decode(data) for data in self.allocs]
         return Kernel(
             identity,
             self.policy,
             Random(self.seed),  # noqa: S311 - repeats what the node drew
-            head=self.head,
+            past=self.past,
+            books=self.books,
+            is_confirmed=self.is_confirmed,
             records=self.records,
             tenancies=self.tenancies,
-            allocs={
-                (TaskId(entry.content.deal.nonce), entry.content.deal.fence): entry
-                for entry in entries
-            },
-            closings=[Entry.decode(data) for data in self.closings],
             epoch=self.epoch,
             epoch_ms=self.epoch_ms,
             shop=self.shop,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from random import Random
 
-from ledger.chain import Head
 from ledger.model import Entry
+from ledger.state import Accounts
 from mesh.kernel import Kernel
-from mesh.market.accounts import open_allocs, recent_closings
 from mesh.market.bidding import Shop
+from mesh.market.credit import read_books
 from mesh.market.order import TaskRecord
+from mesh.market.own_chain import read_past
 from mesh.market.policy import Policy
 from mesh.sansio import Identity
 from mesh.sim.disk import Contents
@@ -27,18 +28,20 @@ def restore(
     epoch: int,
     epoch_ms: int,
     shop: Shop,
+    is_new: bool,
 ) -> Kernel:
     """A kernel that takes up where the disk left off."""
     entries = [Entry.decode(data) for data in contents.entries]
+    others = [Entry.decode(data) for data in contents.foreign]
     return Kernel(
         identity,
         policy,
         rng,
-        head=Head.after(entries[-1]) if entries else Head.start(identity.peer, NET),
+        past=read_past(identity.peer, NET, entries),
+        books=read_books(identity.peer, Accounts(NET), [*entries, *others]),
+        is_confirmed=is_new,
         records=_recent(list(contents.records.values()), policy),
         tenancies=tuple(contents.tenancies.values()),
-        allocs=open_allocs(entries),
-        closings=recent_closings(entries),
         epoch=epoch,
         epoch_ms=epoch_ms,
         shop=shop,

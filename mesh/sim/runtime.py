@@ -12,7 +12,7 @@ from mesh.sansio import Run, RunEnded, RunLost, RunProgressed
 from mesh.sim.options import Options
 from mesh.sim.workload import Plan
 
-_PROGRESS_S = 5.0
+PROGRESS_S = 5.0
 _FETCH_TRIES = 10
 _FETCH_S = 1.0
 
@@ -89,6 +89,8 @@ class Runtime:
         if worker is not None and not worker.is_paused:
             self._account(worker)
             worker.is_paused = True
+            report = RunProgressed(task, fence, int(worker.burnt))
+            self._schedule(0.0, lambda: self._post(report))
 
     def go_on(self, task: TaskId, fence: int) -> None:
         worker = self._workers.get((task, fence))
@@ -127,7 +129,7 @@ class Runtime:
         worker.since = self._clock()
         worker.stage += 1
         stage = worker.stage
-        wait = min(_PROGRESS_S, max(0.0, (self._goal(worker) - worker.burnt) / worker.speed))
+        wait = min(PROGRESS_S, max(0.0, (self._goal(worker) - worker.burnt) / worker.speed))
         self._schedule(wait, lambda: self._tick(worker, stage))
 
     def _goal(self, worker: _Worker) -> float:

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias, cast
 
 import attrs
 
-from ledger import chain
+from ledger import chain, proof
 from mesh import messages, sansio
 from mesh.errors import PeerError
-from mesh.market import bidding, order, policy
+from mesh.market import bidding, credit, order, own_chain, policy
 from mesh.resources import capacity
 from mesh.sim import options
 
@@ -32,7 +32,9 @@ def _values(*modules: object) -> dict[str, type]:
     }
 
 
-_KINDS = _values(chain, messages, sansio, bidding, order, policy, capacity, options)
+_KINDS = _values(
+    chain, proof, messages, sansio, bidding, credit, order, own_chain, policy, capacity, options
+)
 _ENUMS: dict[str, type[Enum]] = {"State": order.State}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from mesh import codec
 from mesh.errors import PeerError
@@ -35,6 +35,7 @@ from mesh.sansio import (
     Woken,
 )
 from mesh.sim.checkers import Checkers, Violation
+from mesh.sim.council import Council
 from mesh.sim.faults import Faults
 from mesh.sim.keyring import Keyring
 from mesh.sim.liar import Liar
@@ -94,7 +95,10 @@ class World:
         self._wire = stream(options.seed, "wire")
         self._gossip = stream(options.seed, "gossip")
         keyring = Keyring(options.seed)
-        self.checkers = Checkers(options, keyring, self.plans)
+        rng = stream(options.seed, "council")
+        self.council = Council(keyring, options.witnesses, options.mute, rng)
+        self.policy = evolve(options.policy, witnesses=self.council.members)
+        self.checkers = Checkers(options, keyring, self.plans, self.council.members)
         self.nodes: list[Node] = []
         self._liars: dict[int, Liar] = {}
         shops = stream(options.seed, "shops")
@@ -320,7 +324,7 @@ class World:
 
     def _check_modest(self) -> None:
         """L1, the stronger half: what was easy to do in a healed mesh of honest nodes, was done."""
-        if self.options.byzantine:
+        if self.options.byzantine or self.options.is_short_of_credit:
             return
         for plan in self.plans.values():
             if not plan.is_modest:

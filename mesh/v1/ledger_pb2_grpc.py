@@ -44,6 +44,36 @@ class LedgerStub:
                 request_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerAuditRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerAuditResponse.FromString,
                 _registered_method=True)
+        self.Status = channel.unary_unary(
+                '/mesh.v1.Ledger/Status',
+                request_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerStatusRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerStatusResponse.FromString,
+                _registered_method=True)
+        self.Forks = channel.unary_stream(
+                '/mesh.v1.Ledger/Forks',
+                request_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerForksRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerForksResponse.FromString,
+                _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/mesh.v1.Ledger/Export',
+                request_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerExportRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerExportResponse.FromString,
+                _registered_method=True)
+        self.Import = channel.stream_unary(
+                '/mesh.v1.Ledger/Import',
+                request_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerImportRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerImportResponse.FromString,
+                _registered_method=True)
+        self.Lines = channel.unary_unary(
+                '/mesh.v1.Ledger/Lines',
+                request_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerLinesRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerLinesResponse.FromString,
+                _registered_method=True)
+        self.SetLine = channel.unary_unary(
+                '/mesh.v1.Ledger/SetLine',
+                request_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerSetLineRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerSetLineResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServicer:
@@ -63,6 +93,48 @@ class LedgerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Status(self, request, context):
+        """What is held, and by what promise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Forks(self, request, context):
+        """Whoever signed two entries for one place, each with the lines that prove it to anybody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """The ledger as a file, in pieces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Import(self, request_iterator, context):
+        """Take in entries from elsewhere; each is checked in full.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lines(self, request, context):
+        """How much each buyer may owe this node, and what it owes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLine(self, request, context):
+        """Let a buyer owe so much, from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +147,36 @@ def add_LedgerServicer_to_server(servicer, server):
                     servicer.Audit,
                     request_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerAuditRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerAuditResponse.SerializeToString,
+            ),
+            'Status': grpc.unary_unary_rpc_method_handler(
+                    servicer.Status,
+                    request_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerStatusRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerStatusResponse.SerializeToString,
+            ),
+            'Forks': grpc.unary_stream_rpc_method_handler(
+                    servicer.Forks,
+                    request_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerForksRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerForksResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerExportRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerExportResponse.SerializeToString,
+            ),
+            'Import': grpc.stream_unary_rpc_method_handler(
+                    servicer.Import,
+                    request_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerImportRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerImportResponse.SerializeToString,
+            ),
+            'Lines': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lines,
+                    request_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerLinesRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerLinesResponse.SerializeToString,
+            ),
+            'SetLine': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLine,
+                    request_deserializer=mesh_dot_v1_dot_ledger__pb2.LedgerSetLineRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_ledger__pb2.LedgerSetLineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +233,168 @@ class Ledger:
             '/mesh.v1.Ledger/Audit',
             mesh_dot_v1_dot_ledger__pb2.LedgerAuditRequest.SerializeToString,
             mesh_dot_v1_dot_ledger__pb2.LedgerAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Status(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Ledger/Status',
+            mesh_dot_v1_dot_ledger__pb2.LedgerStatusRequest.SerializeToString,
+            mesh_dot_v1_dot_ledger__pb2.LedgerStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.v1.Ledger/Forks',
+            mesh_dot_v1_dot_ledger__pb2.LedgerForksRequest.SerializeToString,
+            mesh_dot_v1_dot_ledger__pb2.LedgerForksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.v1.Ledger/Export',
+            mesh_dot_v1_dot_ledger__pb2.LedgerExportRequest.SerializeToString,
+            mesh_dot_v1_dot_ledger__pb2.LedgerExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Import(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/mesh.v1.Ledger/Import',
+            mesh_dot_v1_dot_ledger__pb2.LedgerImportRequest.SerializeToString,
+            mesh_dot_v1_dot_ledger__pb2.LedgerImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Ledger/Lines',
+            mesh_dot_v1_dot_ledger__pb2.LedgerLinesRequest.SerializeToString,
+            mesh_dot_v1_dot_ledger__pb2.LedgerLinesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Ledger/SetLine',
+            mesh_dot_v1_dot_ledger__pb2.LedgerSetLineRequest.SerializeToString,
+            mesh_dot_v1_dot_ledger__pb2.LedgerSetLineResponse.FromString,
             options,
             channel_credentials,
             insecure,

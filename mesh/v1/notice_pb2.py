@@ -26,7 +26,7 @@ from mesh.v1 import offer_pb2 as mesh_dot_v1_dot_offer__pb2
 from mesh.v1 import order_pb2 as mesh_dot_v1_dot_order__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/notice.proto\x12\x07mesh.v1\x1a\x13mesh/v1/offer.proto\x1a\x13mesh/v1/order.proto\"\xcf\x02\n\x06Notice\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12*\n\x0boffer_heard\x18\x02 \x01(\x0b\x32\x13.mesh.v1.OfferHeardH\x00\x12(\n\noffer_aged\x18\x03 \x01(\x0b\x32\x12.mesh.v1.OfferAgedH\x00\x12\x1f\n\x05\x61sked\x18\x04 \x01(\x0b\x32\x0e.mesh.v1.AskedH\x00\x12%\n\x08\x61nswered\x18\x05 \x01(\x0b\x32\x11.mesh.v1.AnsweredH\x00\x12#\n\x07\x61warded\x18\x06 \x01(\x0b\x32\x10.mesh.v1.AwardedH\x00\x12\x1f\n\x05moved\x18\x07 \x01(\x0b\x32\x0e.mesh.v1.MovedH\x00\x12)\n\nprogressed\x18\x08 \x01(\x0b\x32\x13.mesh.v1.ProgressedH\x00\x12!\n\x06hosted\x18\t \x01(\x0b\x32\x0f.mesh.v1.HostedH\x00\x42\x06\n\x04kind\"+\n\nOfferHeard\x12\x1d\n\x05offer\x18\x01 \x01(\x0b\x32\x0e.mesh.v1.Offer\"\x19\n\tOfferAged\x12\x0c\n\x04peer\x18\x01 \x01(\t\";\n\x05\x41sked\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x03\x12\x12\n\ncandidates\x18\x03 \x03(\t\"<\n\x08\x41nswered\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x1f\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x0f.mesh.v1.Answer\"g\n\x07\x41warded\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\x12\x0e\n\x06winner\x18\x03 \x01(\t\x12\r\n\x05price\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x61lloc\x18\x06 \x01(\t\"\x9d\x01\n\x05Moved\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.mesh.v1.TaskState\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x1f\n\x06result\x18\x06 \x01(\x0b\x32\x0f.mesh.v1.Result\x12\x0e\n\x06settle\x18\x07 \x01(\t\":\n\nProgressed\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\x12\x0c\n\x04\x66uel\x18\x03 \x01(\x03\"U\n\x06Hosted\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\x12\r\n\x05\x62uyer\x18\x03 \x01(\t\x12\x0c\n\x04what\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/notice.proto\x12\x07mesh.v1\x1a\x13mesh/v1/offer.proto\x1a\x13mesh/v1/order.proto\"\xf2\x02\n\x06Notice\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12*\n\x0boffer_heard\x18\x02 \x01(\x0b\x32\x13.mesh.v1.OfferHeardH\x00\x12(\n\noffer_aged\x18\x03 \x01(\x0b\x32\x12.mesh.v1.OfferAgedH\x00\x12\x1f\n\x05\x61sked\x18\x04 \x01(\x0b\x32\x0e.mesh.v1.AskedH\x00\x12%\n\x08\x61nswered\x18\x05 \x01(\x0b\x32\x11.mesh.v1.AnsweredH\x00\x12#\n\x07\x61warded\x18\x06 \x01(\x0b\x32\x10.mesh.v1.AwardedH\x00\x12\x1f\n\x05moved\x18\x07 \x01(\x0b\x32\x0e.mesh.v1.MovedH\x00\x12)\n\nprogressed\x18\x08 \x01(\x0b\x32\x13.mesh.v1.ProgressedH\x00\x12!\n\x06hosted\x18\t \x01(\x0b\x32\x0f.mesh.v1.HostedH\x00\x12!\n\x06\x66orked\x18\n \x01(\x0b\x32\x0f.mesh.v1.ForkedH\x00\x42\x06\n\x04kind\"+\n\nOfferHeard\x12\x1d\n\x05offer\x18\x01 \x01(\x0b\x32\x0e.mesh.v1.Offer\"\x19\n\tOfferAged\x12\x0c\n\x04peer\x18\x01 \x01(\t\";\n\x05\x41sked\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x03\x12\x12\n\ncandidates\x18\x03 \x03(\t\"<\n\x08\x41nswered\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x1f\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x0f.mesh.v1.Answer\"g\n\x07\x41warded\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\x12\x0e\n\x06winner\x18\x03 \x01(\t\x12\r\n\x05price\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x61lloc\x18\x06 \x01(\t\"\x9d\x01\n\x05Moved\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.mesh.v1.TaskState\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x1f\n\x06result\x18\x06 \x01(\x0b\x32\x0f.mesh.v1.Result\x12\x0e\n\x06settle\x18\x07 \x01(\t\":\n\nProgressed\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\x12\x0c\n\x04\x66uel\x18\x03 \x01(\x03\"\x16\n\x06\x46orked\x12\x0c\n\x04peer\x18\x01 \x01(\t\"U\n\x06Hosted\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\x12\r\n\x05\x62uyer\x18\x03 \x01(\t\x12\x0c\n\x04what\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.v1.notice_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NOTICE']._serialized_start=76
-  _globals['_NOTICE']._serialized_end=411
-  _globals['_OFFERHEARD']._serialized_start=413
-  _globals['_OFFERHEARD']._serialized_end=456
-  _globals['_OFFERAGED']._serialized_start=458
-  _globals['_OFFERAGED']._serialized_end=483
-  _globals['_ASKED']._serialized_start=485
-  _globals['_ASKED']._serialized_end=544
-  _globals['_ANSWERED']._serialized_start=546
-  _globals['_ANSWERED']._serialized_end=606
-  _globals['_AWARDED']._serialized_start=608
-  _globals['_AWARDED']._serialized_end=711
-  _globals['_MOVED']._serialized_start=714
-  _globals['_MOVED']._serialized_end=871
-  _globals['_PROGRESSED']._serialized_start=873
-  _globals['_PROGRESSED']._serialized_end=931
-  _globals['_HOSTED']._serialized_start=933
-  _globals['_HOSTED']._serialized_end=1018
+  _globals['_NOTICE']._serialized_end=446
+  _globals['_OFFERHEARD']._serialized_start=448
+  _globals['_OFFERHEARD']._serialized_end=491
+  _globals['_OFFERAGED']._serialized_start=493
+  _globals['_OFFERAGED']._serialized_end=518
+  _globals['_ASKED']._serialized_start=520
+  _globals['_ASKED']._serialized_end=579
+  _globals['_ANSWERED']._serialized_start=581
+  _globals['_ANSWERED']._serialized_end=641
+  _globals['_AWARDED']._serialized_start=643
+  _globals['_AWARDED']._serialized_end=746
+  _globals['_MOVED']._serialized_start=749
+  _globals['_MOVED']._serialized_end=906
+  _globals['_PROGRESSED']._serialized_start=908
+  _globals['_PROGRESSED']._serialized_end=966
+  _globals['_FORKED']._serialized_start=968
+  _globals['_FORKED']._serialized_end=990
+  _globals['_HOSTED']._serialized_start=992
+  _globals['_HOSTED']._serialized_end=1077
 # @@protoc_insertion_point(module_scope)

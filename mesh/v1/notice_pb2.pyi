@@ -35,6 +35,7 @@ class Notice(_message.Message):
     MOVED_FIELD_NUMBER: _builtins.int
     PROGRESSED_FIELD_NUMBER: _builtins.int
     HOSTED_FIELD_NUMBER: _builtins.int
+    FORKED_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Its place in the node's sequence."""
     @_builtins.property
@@ -53,6 +54,8 @@ class Notice(_message.Message):
     def progressed(self) -> Global___Progressed: ...
     @_builtins.property
     def hosted(self) -> Global___Hosted: ...
+    @_builtins.property
+    def forked(self) -> Global___Forked: ...
     def __init__(
         self,
         *,
@@ -65,12 +68,13 @@ class Notice(_message.Message):
         moved: Global___Moved | None = ...,
         progressed: Global___Progressed | None = ...,
         hosted: Global___Hosted | None = ...,
+        forked: Global___Forked | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "asked", b"asked", "awarded", b"awarded", "hosted", b"hosted", "kind", b"kind", "moved", b"moved", "offer_aged", b"offer_aged", "offer_heard", b"offer_heard", "progressed", b"progressed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "asked", b"asked", "awarded", b"awarded", "forked", b"forked", "hosted", b"hosted", "kind", b"kind", "moved", b"moved", "offer_aged", b"offer_aged", "offer_heard", b"offer_heard", "progressed", b"progressed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "asked", b"asked", "awarded", b"awarded", "hosted", b"hosted", "kind", b"kind", "moved", b"moved", "offer_aged", b"offer_aged", "offer_heard", b"offer_heard", "progressed", b"progressed", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "asked", b"asked", "awarded", b"awarded", "forked", b"forked", "hosted", b"hosted", "kind", b"kind", "moved", b"moved", "offer_aged", b"offer_aged", "offer_heard", b"offer_heard", "progressed", b"progressed", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["offer_heard", "offer_aged", "asked", "answered", "awarded", "moved", "progressed", "hosted"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["offer_heard", "offer_aged", "asked", "answered", "awarded", "moved", "progressed", "hosted", "forked"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -280,6 +284,27 @@ class Progressed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Progressed: _TypeAlias = Progressed  # noqa: Y015
+
+@_typing.final
+class Forked(_message.Message):
+    """A key is proven to have signed two entries for one place of its chain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    peer: _builtins.str
+    def __init__(
+        self,
+        *,
+        peer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forked: _TypeAlias = Forked  # noqa: Y015
 
 @_typing.final
 class Hosted(_message.Message):

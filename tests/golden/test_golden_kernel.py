@@ -25,6 +25,7 @@ ENDS: dict[str, tuple[State, int, list[Kind]]] = {
     "auctioneer-restarts": (State.DONE, 7_100, [Kind.ALLOC, Kind.SETTLE]),
     "orphan-paid": (State.DONE, 7_100, [Kind.ALLOC, Kind.SETTLE]),
     "orphan-revoked": (State.DONE, 7_100, [Kind.ALLOC, Kind.ALLOC, Kind.VOID, Kind.SETTLE]),
+    "slices": (State.DONE, 7_100, [Kind.ALLOC, Kind.USE, Kind.USE, Kind.USE, Kind.SETTLE]),
 }
 
 

@@ -1,8 +1,8 @@
-// Reads {verifier, canonical, ed25519, roots, included, consistent, files} as JSON, answers what verify.js says of each.
+// Reads {verifier, canonical, ed25519, roots, included, consistent, rows, files} as JSON, answers what verify.js says of each.
 import { readFileSync } from "node:fs";
 
 const job = JSON.parse(readFileSync(0, "utf8"));
-const { audit, decode, hex, isConsistent, isIncluded, treeRoots, unhex, verify } = await import(job.verifier);
+const { audit, decode, encodeRow, hex, isConsistent, isIncluded, treeRoots, unhex, verify } = await import(job.verifier);
 
 const decodes = (data) => {
   try {
@@ -28,6 +28,7 @@ const answer = {
   roots: await Promise.all(job.roots.map(root)),
   included: await Promise.all(job.included.map(included)),
   consistent: await Promise.all(job.consistent.map(consistent)),
+  rows: job.rows.map((items) => hex(encodeRow(items.map(([bytes, number]) => bytes === null ? BigInt(number) : unhex(bytes))))),
   files,
 };
 process.stdout.write(JSON.stringify(answer));

@@ -18,7 +18,7 @@ from ledger_forgeries import EVERY, FORGERIES
 
 from ledger.audit import findings
 from ledger.bundle import LINE_MAX, NESTED_MAX, read
-from ledger.codec import UINT_MAX
+from ledger.codec import UINT_MAX, pack
 from ledger.evidence import Finding
 from ledger.model import Entry
 from ledger.proof import Tree, is_consistent, is_included
@@ -115,6 +115,8 @@ ROOTS = [[sha256(bytes([n])).hexdigest() for n in range(size)] for size in range
 
 LEAVES = [sha256(bytes([n])).digest() for n in range(9)]
 TREE = Tree(LEAVES)
+EDGES = [0, 127, 128, 2**8 - 1, 2**8, 2**16 - 1, 2**16, 2**32 - 1, 2**32, 2**53, UINT_MAX]
+ROWS: list[tuple[int | bytes, ...]] = [(edge, b"", bytes(255), edge) for edge in EDGES]
 Inclusions = list[tuple[bytes, int, int, tuple[bytes, ...], bytes]]
 Consistencies = list[tuple[int, int, tuple[bytes, ...], bytes, bytes]]
 
@@ -165,6 +167,10 @@ def answer() -> dict[str, Any]:
         "roots": ROOTS,
         "included": in_hex(inclusions()),
         "consistent": in_hex(consistencies()),
+        "rows": [
+            [[item.hex(), None] if isinstance(item, bytes) else [None, str(item)] for item in row]
+            for row in ROWS
+        ],
         "files": [base64.b64encode(file).decode() for file in FILES],
     }
     done = subprocess.run(
@@ -218,6 +224,10 @@ def test_every_signature_vector_gets_its_verdict(answer: dict[str, Any]) -> None
 
 def test_the_roots_are_the_same(answer: dict[str, Any]) -> None:
     assert answer["roots"] == [Tree(map(bytes.fromhex, leaves)).root().hex() for leaves in ROOTS]
+
+
+def test_what_is_signed_is_encoded_alike(answer: dict[str, Any]) -> None:
+    assert answer["rows"] == [pack(row).hex() for row in ROWS]
 
 
 def test_a_proof_of_inclusion_however_bent_gets_the_same_verdict(answer: dict[str, Any]) -> None:

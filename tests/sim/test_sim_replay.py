@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from ledger.chain import Head
 from mesh.errors import PeerError
+from mesh.market.credit import Books
+from mesh.market.own_chain import read_past
 from mesh.market.policy import Policy
 from mesh.sansio import Action, Event
 from mesh.sim.node import Node
@@ -45,11 +46,11 @@ def _overhear() -> tuple[Facts, list[tuple[float, Event]]]:
         peer=node.peer,
         policy=world.options.policy,
         seed=7,
-        head=Head.start(node.peer, NET),
+        past=read_past(node.peer, NET, ()),
+        books=Books(),
+        is_confirmed=True,
         records=(),
         tenancies=(),
-        allocs=(),
-        closings=(),
         epoch=1,
         epoch_ms=1_700_000_000_000,
         shop=node.shop,

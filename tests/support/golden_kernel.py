@@ -21,6 +21,7 @@ from ledger.model import Entry, Terms
 from mesh import codec
 from mesh.ids import TaskId
 from mesh.market.order import Order, State, TaskRecord
+from mesh.market.policy import Policy
 from mesh.messages import Award, Message, Offer, Quantiles, Result, SignedOffer, Work
 from mesh.resources.capacity import Capacity
 from mesh.sansio import CancelRequested, Notify, Received, RunProgressed, Send, WakeAt, Woken
@@ -32,8 +33,8 @@ LEFT_OUT = {"signature", "verdict", "job", "is_bid"}
 class Script:
     """A table, and what a reader is told between its lines."""
 
-    def __init__(self) -> None:
-        self.table = Table(3)
+    def __init__(self, policy: Policy = POLICY) -> None:
+        self.table = Table(3, policy=policy)
         self.buyer = self.table["A"]
         self._notes: list[tuple[int, str]] = []
 
@@ -255,6 +256,28 @@ def orphan_revoked() -> Script:
     return script
 
 
+def slices() -> Script:
+    script = Script(evolve(POLICY, slice_at_least=2_000))
+    table = script.table
+    task = table.submit(script.buyer)
+    table.run(4.0)
+    script.note("half a slice is burnt: the buyer signs for it")
+    script.progress(task, G)
+    table.run(1.0)
+    script.note("the buyer falls silent: a whole slice is burnt, and the run stops")
+    seller = table.executor(task)
+    table.is_lost = lambda source, target, _: script.buyer in (source, target)
+    script.progress(task, 2 * G)
+    script.progress(task, 3 * G)
+    table.run(4.0)
+    script.note("it is back and signs at the next renewal: on it goes, to its end")
+    table.is_lost = lambda *_: False
+    table.run(4.0)
+    table.finish(seller, task)
+    table.run(1.0)
+    return script
+
+
 SCRIPTS: dict[str, Callable[[], Script]] = {
     "auction-to-settlement": auction_to_settlement,
     "executor-silent": executor_silent,
@@ -263,6 +286,7 @@ SCRIPTS: dict[str, Callable[[], Script]] = {
     "auctioneer-restarts": auctioneer_restarts,
     "orphan-paid": orphan_paid,
     "orphan-revoked": orphan_revoked,
+    "slices": slices,
 }
 
 

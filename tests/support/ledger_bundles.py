@@ -7,14 +7,16 @@ import json
 
 from attrs import evolve
 from ledger_deals import ALICE, BOB, CAROL, DAVE, Chain, Party, cid
+from ledger_witnesses import WITNESSES, certify, quorum_of
 
 from ledger.bundle import export, extract
-from ledger.evidence import Consistency, Evidence, Inclusion, Rerun
+from ledger.chain import Head
+from ledger.evidence import Consistency, Evidence, Inclusion, Rerun, Witnessed
 from ledger.keys import entry_message, terms_message
 from ledger.model import Body, Entry, Kind
 from ledger.proof import Tree
 from ledger.statements import Op
-from ledger.validity import prove_fork
+from ledger.validity import GENESIS, prove_fork
 
 
 def lines(items: list[Entry | Evidence]) -> list[bytes]:
@@ -92,8 +94,99 @@ def borrowed() -> list[Entry]:
     return [*mine, resigned(evolve(head, author=CAROL.key), CAROL)]
 
 
+def witnessed(entry: Entry, members: int = 4) -> Witnessed:
+    """What the fewest witnesses of so many say of *entry*."""
+    quorum = quorum_of(members)
+    certificate = certify(quorum, entry, WITNESSES[: quorum.needed])
+    assert certificate is not None
+    return Witnessed.of(quorum, certificate)
+
+
+def certificates(entries: list[Entry]) -> dict[str, tuple[list[bytes], set[str]]]:
+    """Files with certificates in them: of *entries*, the fifth of which is a HEAD."""
+    head, other = entries[4], entries[3]
+    good, late = witnessed(head), Chain(ALICE)
+    for _ in range(300):
+        last = late.line(BOB, 1)
+    proof = prove_fork(*forked())
+    assert proof is not None
+    reversed_members, reversed_votes = good.members[::-1], good.votes[::-1]
+    stranger = ALICE.key + good.votes[0][32:]
+    weak = (1).to_bytes(32, "little")
+    wrong = {
+        "too few votes": evolve(good, votes=good.votes[1:]),
+        "one vote twice": evolve(good, votes=(good.votes[0], *good.votes[:2])),
+        "votes in another order": evolve(good, votes=reversed_votes),
+        "members in another order": evolve(good, members=reversed_members),
+        "a member twice": evolve(good, members=(good.members[0], *good.members)),
+        "no members": evolve(good, members=(), votes=()),
+        "a member with a weak key": evolve(good, members=(weak, *good.members)),
+        "a stranger's vote": evolve(good, votes=tuple(sorted((*good.votes, stranger)))),
+        "votes for another entry": evolve(good, entry_id=other.id),
+        "votes for one that is not here": witnessed(Chain(CAROL).alloc(ALICE)),
+        "a forged vote": evolve(good, votes=(*good.votes[:2], good.votes[2][:95] + b"\0")),
+        "another quorum": evolve(witnessed(head, 7), votes=good.votes),
+    }
+    return {
+        "witnessed": (lines([*entries, good, witnessed(other, 1), witnessed(other, 10)]), set()),
+        "witnessed far up": (lines([last, witnessed(last, 7)]), {"chain"}),
+        **{name: (lines([*entries, item]), {"certificate"}) for name, item in wrong.items()},
+        "a certified proof of a fork": (
+            lines([proof, evolve(good, entry_id=proof.id)]),
+            {"fork", "certificate"},
+        ),
+        "no list of votes": (
+            [*lines([other]), b'{"certificate": {"entry_id": "", "members": [], "votes": 1}}\n'],
+            {"encoding", "chain", "resolution"},
+        ),
+    }
+
+
 def bundles() -> dict[str, tuple[list[bytes], set[str]]]:
     """By name: the lines of a file, and the checks that find something not good in it."""
+    return histories() | certificates(history()) | successions()
+
+
+def successions() -> dict[str, tuple[list[bytes], set[str]]]:
+    """Files in which a key was rotated, by its rules and not."""
+    bob, foreign = Chain(BOB), Chain(BOB, net=b"othernet")
+    alloc = bob.alloc(ALICE)
+    before = [alloc, bob.settle(ALICE, alloc), bob.keyop(Op.DELEGATE, DAVE)]
+    rotate = bob.keyop(Op.ROTATE, DAVE)
+    dave = Chain(DAVE, Head.heir(rotate))
+    heirs = [dave.alloc(ALICE)]
+    heirs += [dave.settle(ALICE, heirs[0])]
+    heirs += [dave.checkpoint(heirs)]
+    first = heirs[0].content
+    elsewhere, to_carol = foreign.keyop(Op.ROTATE, DAVE), Chain(BOB).keyop(Op.ROTATE, CAROL)
+
+    def begun(**changes: object) -> list[Entry]:
+        return [*before, rotate, resigned(evolve(first, **changes), DAVE)]  # type: ignore[arg-type]
+
+    files: dict[str, tuple[list[Entry], set[str]]] = {
+        "rotated": ([*before, rotate, *heirs], set()),
+        "rotated, the ROTATE left out": ([*before, *heirs], {"chain"}),
+        "rotated, begun at zeros": (begun(prev=GENESIS), set()),
+        "an heir of nobody": (begun(prev=before[2].id), {"chain"}),
+        "an heir of another's heir": (
+            [to_carol, resigned(evolve(first, prev=to_carol.id), DAVE)],
+            {"chain"},
+        ),
+        "an heir on another network": (
+            [elsewhere, resigned(evolve(first, prev=elsewhere.id), DAVE)],
+            {"chain"},
+        ),
+        "an heir in the middle": (begun(seq=4), {"chain"}),
+        "an heir before its ROTATE": (begun(hlc=rotate.content.hlc), {"chain"}),
+        "an heir to the totals": (begun(posted=3540), {"totals"}),
+        "two heirs": ([*before, rotate, bob.fork().keyop(Op.ROTATE, CAROL), *heirs], {"heir"}),
+        "one heir twice": ([*before, rotate, bob.fork().keyop(Op.ROTATE, DAVE), *heirs], set()),
+    }
+    return {name: (lines([*entries]), wrong) for name, (entries, wrong) in files.items()}
+
+
+def histories() -> dict[str, tuple[list[bytes], set[str]]]:
+    """Files of what BOB, ALICE and CAROL did, and of what they had better not done."""
     all_of_it = history()
     settle = all_of_it[3]
     heads = [entry for entry in all_of_it[:10] if entry.content.kind is Kind.HEAD]

@@ -17,17 +17,27 @@ from attrs import evolve, frozen
 
 from ledger import chain
 from ledger.chain import Head, check_entry, check_link
-from ledger.keys import terms_message
-from ledger.model import Body, Entry, Terms
+from ledger.keys import terms_message, use_message
+from ledger.model import KINDS_KNOWN, Body, Entry, Kind, Terms
+from ledger.state import Accounts
 from mesh import codec
 from mesh.ids import RAW, Cid, EntryId, PeerId, TaskId, cid_of, task_id
 from mesh.kernel import Kernel
-from mesh.market.accounts import open_allocs, recent_closings
 from mesh.market.bidding import Shop
+from mesh.market.credit import read_books
 from mesh.market.order import Order, TaskRecord
+from mesh.market.own_chain import read_past
 from mesh.market.policy import Policy
-from mesh.market.terms import EMPTY_DIR, EMPTY_FILE, alloc_terms, settle_terms, void_terms
+from mesh.market.terms import (
+    EMPTY_DIR,
+    EMPTY_FILE,
+    alloc_terms,
+    settle_terms,
+    use_terms,
+    void_terms,
+)
 from mesh.messages import (
+    Accepted,
     Ask,
     Award,
     Bid,
@@ -40,9 +50,11 @@ from mesh.messages import (
     Result,
     Settled,
     SignedOffer,
+    Slice,
+    Sliced,
     Work,
 )
-from mesh.notices import Notice
+from mesh.notices import Awarded, Notice
 from mesh.resources.capacity import Capacity
 from mesh.sansio import (
     Action,
@@ -181,7 +193,7 @@ class Player:
         self._bodies: dict[bytes, Body] = {}
         self.boot()
 
-    def boot(self) -> None:
+    def boot(self, *, is_confirmed: bool = True) -> None:
         """A new kernel from what is on disk; `told(Started())` opens it."""
         self.boots += 1
         self.is_up = True
@@ -189,11 +201,11 @@ class Player:
             self.identity,
             self.policy,
             Random(self.boots),
-            head=self._head,
+            past=read_past(self.peer, NET, self.entries),
+            books=read_books(self.peer, Accounts(NET), [*self.entries, *self.received]),
+            is_confirmed=is_confirmed,
             records=self._recent(),
             tenancies=tuple(self.tenancies.values()),
-            allocs=open_allocs(self.entries),
-            closings=recent_closings(self.entries),
             epoch=self.boots,
             epoch_ms=WALL_MS,
             shop=self.shop,
@@ -251,12 +263,12 @@ class Player:
                 pass
 
     def _append(self, entry: Entry, is_own: bool) -> None:
-        body = check_entry(entry, self._verify)
+        body = check_entry(entry, self._verify, KINDS_KNOWN)
         if not is_own:
             assert body.peer == self.peer, "somebody else's entry"
             self.received.append(entry)
             return
-        alloc = self._bodies.get(body.deal.ref)
+        alloc = self._bodies.get(body.ref)
         self._head = check_link(self._head, entry, alloc)
         self._bodies[entry.id] = body
         self.entries.append(entry)
@@ -444,6 +456,18 @@ class Buyer:
         )
         return Settled(done.task, done.fence, entry.encode())
 
+    def use(self, asked: Slice) -> Sliced:
+        alloc = self.allocs[Terms.decode(asked.terms).ref]
+        self.head, entry = chain.use(
+            self.head,
+            asked.terms,
+            asked.signature,
+            alloc=alloc,
+            wall_ms=WALL_MS,
+            sign=self.identity.sign,
+        )
+        return Sliced(asked.task, asked.fence, entry.encode())
+
     def void(self, given_up: Lost | Declined) -> Settled:
         alloc = self.allocs[Terms.decode(given_up.void_terms).ref]
         self.head, entry = chain.void(
@@ -493,6 +517,11 @@ class Seller:
         )
         return evolve(given, **changes)  # type: ignore[arg-type]
 
+    def slice(self, award: Award, fuel: int) -> Slice:
+        terms = use_terms(*_allocated(award), fuel, WALL_MS).encode()
+        signature = self.identity.sign(use_message(terms))
+        return Slice(award.task, award.fence, terms, signature)
+
     def declined(self, award: Award, reason: str = "the hold had ended") -> Declined:
         data, signature = self.signed(void_terms(*_allocated(award)))
         return Declined(award.task, award.fence, reason, data, signature)
@@ -505,6 +534,57 @@ class Seller:
         terms, entry = _allocated(award)
         data, signature = self.signed(settle_terms(terms, entry, result, WALL_MS + 20_000))
         return Done(award.task, award.fence, result, data, signature)
+
+
+class Hall:
+    """One auctioneer under test, its task, and sellers played by hand."""
+
+    def __init__(self, sellers: int = 3, policy: Policy = POLICY, **changes: object) -> None:
+        keyring = Keyring(8)
+        nothing = evolve(SHOP, sold=Capacity(), features=())
+        self.buyer = Player(keyring, 0, policy, nothing)
+        self.sellers = [Seller(keyring.create(index)) for index in range(1, sellers + 1)]
+        self.order = order(self.buyer.peer, **changes)  # type: ignore[arg-type]
+        self.task: TaskId = self.order.task
+        self.buyer.told(Started(), 0.0)
+        for seller in self.sellers:
+            self.offers(seller, 0.0)
+
+    def offers(self, seller: Seller, now: float, **changes: object) -> list[Action]:
+        return self.buyer.told(OfferReceived(seller.offer(**changes)), now)
+
+    def submit(self, now: float = 0.0) -> Ask:
+        asks = some(self.buyer.told(Submitted(self.order), now), Ask)
+        assert len(set(asks)) == 1
+        return asks[0]
+
+    def got(self, seller: Seller, message: object, now: float) -> list[Action]:
+        return self.buyer.got(seller.peer, message, now)  # type: ignore[arg-type]
+
+    def bids(self, seller: Seller, ask: Ask, now: float, **changes: object) -> list[Action]:
+        return self.got(seller, seller.bid(self.buyer.peer, ask, **changes), now)  # type: ignore[arg-type]
+
+    def award(self, now: float = 0.0, winner: int = 0) -> Award:
+        """Let every seller bid, the *winner* lowest."""
+        ask = self.submit(now)
+        actions: list[Action] = []
+        for place, seller in enumerate(self.sellers):
+            actions = self.bids(seller, ask, now, price=1_000 + 100 * (place != winner))
+        assert one(actions, Awarded).winner == self.sellers[winner].peer
+        return one(actions, Award)
+
+    def running(self, now: float = 0.0) -> Award:
+        award = self.award(now)
+        self.got(self.sellers[0], Accepted(self.task, 1), now)
+        return award
+
+    @property
+    def record(self) -> TaskRecord:
+        return self.buyer.task(self.task)
+
+    @property
+    def kinds(self) -> list[Kind]:
+        return [entry.content.kind for entry in self.buyer.entries]
 
 
 def _allocated(award: Award) -> tuple[Terms, EntryId]:

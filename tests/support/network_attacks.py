@@ -14,7 +14,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils.varint import encode_uvarint
 
 from mesh.network.framing import frame
-from mesh.network.gossip import TOPIC
+from mesh.network.gossip import OFFERS
 from mesh.network.network import BLOCKS
 from mesh.network.streams import MAX_FRAME, PROTOCOL
 
@@ -64,7 +64,7 @@ async def gossip(attacker: IHost, target: PeerInfo, rpc: rpc_pb2.RPC) -> None:
 
 def message(author: bytes, key: bytes = b"") -> rpc_pb2.Message:
     return rpc_pb2.Message(
-        from_id=author, data=b"x", seqno=b"1", topicIDs=[TOPIC], signature=b"z", key=key
+        from_id=author, data=b"x", seqno=b"1", topicIDs=[OFFERS], signature=b"z", key=key
     )
 
 

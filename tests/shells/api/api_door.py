@@ -8,7 +8,21 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from mesh.api.door import BidRequest, Finding, NodeView, Numbered, PeerView, ReceiptView
+from mesh.api.door import (
+    AuditRequest,
+    BidRequest,
+    Finding,
+    ForkView,
+    Form,
+    Intake,
+    LedgerView,
+    LineView,
+    NodeView,
+    Numbered,
+    PeerView,
+    Piece,
+    ReceiptView,
+)
 from mesh.errors import Exhausted, NotFound, Refused
 from mesh.ids import RAW, Cid, EntryId, PeerId, TaskId, cid_of, format_cid, format_task, task_id
 from mesh.market.order import Answer, Order, State, TaskRecord
@@ -38,6 +52,7 @@ OFFER = Offer(
 RECEIPT = ReceiptView(
     entry=ENTRY,
     kind="settle",
+    author=OWN,
     task=TASK,
     fence=1,
     buyer=OWN,
@@ -54,7 +69,22 @@ RECEIPT = ReceiptView(
     seq=4,
     wall_ms=1_700_000_000_000,
     signatures_good=2,
+    signatures_needed=2,
+    says="owes 40",
     raw=b"signed",
+)
+LEDGER = LedgerView(
+    tier="T0",
+    promise="T0: trust",
+    digest=b"\x0d" * 32,
+    entries=3,
+    chains=2,
+    forked=(OTHER,),
+    frozen=(OTHER,),
+    posted=50,
+    pending=60,
+    earned=70,
+    counters=(("sync_talks", 2),),
 )
 STATUS = NodeView(
     peer=OWN,
@@ -103,6 +133,10 @@ class MemoryDoor:
         self.peer_views: list[PeerView] = [PeerView(OTHER, ("/ip4/1.2.3.4",), True, OFFER, 12)]
         self.receipt_views: list[ReceiptView] = [RECEIPT]
         self.findings: list[Finding] = []
+        self.audits: list[AuditRequest] = []
+        self.taken_in: list[bytes] = []
+        self.buyers = range(2, 5)
+        self.lines_set: list[tuple[PeerId, int]] = []
         self.raises: Exception | None = None
         self.slots_max = 1000
         self.upload_max = 1 << 30
@@ -211,10 +245,38 @@ class MemoryDoor:
         await trio.lowlevel.checkpoint()
         return [view for view in self.receipt_views if task in (None, view.task)][:limit]
 
-    async def audit(self, task: TaskId | None, rerun: bool) -> AsyncIterator[Finding]:
+    async def audit(self, request: AuditRequest) -> AsyncIterator[Finding]:
+        self.audits.append(request)
         for finding in self.findings:
             await trio.lowlevel.checkpoint()
             yield finding
+
+    async def ledger(self) -> LedgerView:
+        await trio.lowlevel.checkpoint()
+        return LEDGER
+
+    async def forks(self) -> AsyncIterator[ForkView]:
+        await trio.lowlevel.checkpoint()
+        yield ForkView(OTHER, 3, ("one", "other"))
+
+    async def export(self, task: TaskId | None, form: Form) -> AsyncIterator[Piece]:
+        await trio.lowlevel.checkpoint()
+        yield Piece(f"{form} {task}\n".encode(), 1, 0)
+        yield Piece(bytes(600_000), 2, 4)
+
+    async def take_in(self, entries: Sequence[bytes]) -> Intake:
+        await trio.lowlevel.checkpoint()
+        self.taken_in += entries
+        return Intake(len(entries), 1, 2, 3, 4)
+
+    def lines(self) -> Sequence[LineView]:
+        return [LineView(PeerId(bytes([n]) * 32), n, 2, 3, n == 4) for n in self.buyers]
+
+    async def set_line(self, buyer: PeerId, limit: int) -> None:
+        await trio.lowlevel.checkpoint()
+        if buyer == OWN:
+            raise Refused("buyer: that is this node itself")
+        self.lines_set.append((buyer, limit))
 
     async def put_file(self, name: str, chunks: AsyncIterator[bytes]) -> Cid:
         data = b""

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from mesh.api.door import Finding, PeerView
+from mesh.api.door import AuditRequest, Finding, PeerView
 from mesh.api.server import ApiServer, open_api
 from mesh.api.services import PIECE
 from mesh.errors import ConfigError, Corruption, PeerError, Refused, Unavailable
@@ -293,6 +293,74 @@ async def test_an_audit_tells_each_finding() -> None:
         ("totals", False),
     ]
     assert (found[0].receipt_id, found[1].receipt_id) == (format_entry(ENTRY), "")
+
+
+async def test_the_ledger_is_told_with_its_tier_and_promise() -> None:
+    async with serving(MemoryDoor()) as (client, _):
+        told = await client.ask(client.ledger.Status, ledger_pb2.LedgerStatusRequest())
+    assert (told.tier, told.promise, told.digest) == ("T0", "T0: trust", b"\x0d" * 32)
+    assert (list(told.forked), dict(told.counters)) == ([format_peer(OTHER)], {"sync_talks": 2})
+
+
+async def test_forks_come_with_the_lines_that_prove_them() -> None:
+    async with serving(MemoryDoor()) as (client, _):
+        request = ledger_pb2.LedgerForksRequest()
+        (fork,) = await client.ask(lambda: list(client.ledger.Forks(request)))
+    assert (fork.peer, fork.seq, list(fork.lines)) == (format_peer(OTHER), 3, ["one", "other"])
+
+
+async def test_an_export_comes_in_pieces_below_the_message_limit() -> None:
+    async with serving(MemoryDoor()) as (client, _):
+        request = ledger_pb2.LedgerExportRequest(form=ledger_pb2.EXPORT_FORM_JSONL)
+        pieces = await client.ask(lambda: list(client.ledger.Export(request)))
+        fault = await client.fail(
+            lambda: list(client.ledger.Export(ledger_pb2.LedgerExportRequest()))
+        )
+    assert b"".join(piece.chunk for piece in pieces) == b"jsonl None\n" + bytes(600_000)
+    assert max(len(piece.chunk) for piece in pieces) <= PIECE
+    assert (pieces[-1].entries, pieces[-1].left_out) == (2, 4)
+    assert (fault.code, fault.field) == (grpc.StatusCode.INVALID_ARGUMENT, "form")
+
+
+async def test_an_import_is_summed_over_its_messages() -> None:
+    door = MemoryDoor()
+    parts = [[b"one", b"two"], [b"three"], []]
+    requests = [ledger_pb2.LedgerImportRequest(entries=part) for part in parts]
+    async with serving(door) as (client, _):
+        told = await client.ask(lambda: client.ledger.Import(iter(requests)))
+    assert door.taken_in == [b"one", b"two", b"three"]
+    assert (told.added, told.known, told.refused) == (3, 3, 6)
+    assert (told.early, told.over_budget) == (9, 12)
+
+
+async def test_lines_come_in_pages_and_are_set_one_by_one() -> None:
+    door = MemoryDoor()
+    async with serving(door) as (client, _):
+        first = await client.ask(client.ledger.Lines, ledger_pb2.LedgerLinesRequest(page_size=2))
+        rest = await client.ask(
+            client.ledger.Lines, ledger_pb2.LedgerLinesRequest(page_token=first.next_page_token)
+        )
+        request = ledger_pb2.LedgerSetLineRequest(buyer=format_peer(OTHER), limit=7)
+        await client.ask(client.ledger.SetLine, request)
+        own = ledger_pb2.LedgerSetLineRequest(buyer=format_peer(OWN), limit=7)
+        fault = await client.fail(client.ledger.SetLine, own)
+    assert [line.is_frozen for line in (*first.lines, *rest.lines)] == [False, False, True]
+    assert door.lines_set == [(OTHER, 7)]
+    assert (fault.code, fault.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REFUSED")
+
+
+async def test_an_audit_says_what_to_run_again_and_how_far_it_is() -> None:
+    door = MemoryDoor()
+    door.findings = [
+        Finding(
+            ENTRY, TASK, "rerun", False, "gone", is_skipped=True, evidence="{}", done=1, total=9
+        )
+    ]
+    async with serving(door) as (client, _):
+        request = ledger_pb2.LedgerAuditRequest(rerun_newest=9, others=True)
+        (found,) = await client.ask(lambda: list(client.ledger.Audit(request)))
+    assert door.audits == [AuditRequest(None, rerun=True, newest=9, others=True)]
+    assert (found.is_skipped, found.evidence, found.done, found.total) == (True, "{}", 1, 9)
 
 
 async def test_health_and_reflection_answer() -> None:

@@ -13,11 +13,18 @@ from attrs import evolve
 
 from mesh import ids
 from mesh.api.door import (
+    AuditRequest,
     BidRequest,
     Finding,
+    ForkView,
+    Form,
+    Intake,
+    LedgerView,
+    LineView,
     NodeView,
     Numbered,
     PeerView,
+    Piece,
     ReceiptView,
 )
 from mesh.errors import Exhausted, NotFound, Refused
@@ -48,6 +55,17 @@ class MemoryDoor:
         self.requests: list[BidRequest] = []
         self.cancelled: list[TaskId] = []
         self.bad_findings = 0
+        self.audits: list[AuditRequest] = []
+        self.length = 1
+        """Entries that an audit says it looks at."""
+        self.evidence = ""
+        self.forked: list[ForkView] = []
+        self.file: list[bytes] = []
+        """The lines of an export."""
+        self.left_out = 0
+        self.taken_in: list[bytes] = []
+        self.refuses = 0
+        self.limits = {BOB: 50_000}
         self._seq = 0
 
     async def bid(self, request: BidRequest) -> TaskId:
@@ -190,6 +208,7 @@ class MemoryDoor:
             ReceiptView(
                 entry=SETTLE,
                 kind="SETTLE",
+                author=ME,
                 task=record.order.task,
                 fence=record.fence,
                 buyer=ME,
@@ -206,6 +225,8 @@ class MemoryDoor:
                 seq=2,
                 wall_ms=1_700_000_001_000,
                 signatures_good=2,
+                signatures_needed=2,
+                says="owes 0.000494 cr",
                 raw=b"\x01\x02",
             )
             for record in self.records.values()
@@ -213,13 +234,57 @@ class MemoryDoor:
         ]
         return views[:limit]
 
-    async def audit(self, task: TaskId | None, rerun: bool) -> AsyncIterator[Finding]:
-        yield Finding(SETTLE, None, "signatures", True, "both good")
+    async def audit(self, request: AuditRequest) -> AsyncIterator[Finding]:
+        self.audits.append(request)
+        yield Finding(SETTLE, None, "signatures", True, "both good", done=1, total=self.length)
         yield Finding(None, None, "totals", True, "credits sum to 0")
-        if rerun:
+        if request.rerun:
             good = not self.bad_findings
             detail = "12345678 fuel again" if good else "differs in fuel"
-            yield Finding(SETTLE, task, "rerun", good, detail)
+            yield Finding(
+                SETTLE, request.task, "rerun", good, detail, evidence=self.evidence, done=1, total=1
+            )
+            yield Finding(ALLOC, None, "rerun", False, "its blocks are gone", is_skipped=True)
+
+    async def ledger(self) -> LedgerView:
+        return LedgerView(
+            tier="T1",
+            promise="T1: lines, and forks are detected",
+            digest=b"\xd1" * 32,
+            entries=7,
+            chains=2,
+            forked=tuple(fork.peer for fork in self.forked),
+            frozen=(BOB,),
+            posted=494,
+            pending=40_000,
+            earned=12,
+            counters=(("sync_talks", 3),),
+        )
+
+    async def forks(self) -> AsyncIterator[ForkView]:
+        for fork in self.forked:
+            yield fork
+
+    async def export(self, task: TaskId | None, form: Form) -> AsyncIterator[Piece]:
+        if form is Form.CSV:
+            yield Piece(b"id\r\n", 0, 0)
+        for number, line in enumerate(self.file, 1):
+            yield Piece(line, number, self.left_out)
+
+    async def take_in(self, entries: Sequence[bytes]) -> Intake:
+        self.taken_in += entries
+        return Intake(len(entries), 0, self.refuses, 0, 0)
+
+    def lines(self) -> Sequence[LineView]:
+        return [
+            LineView(buyer, 494, 40_000, limit, buyer == BOB)
+            for buyer, limit in sorted(self.limits.items())
+        ]
+
+    async def set_line(self, buyer: PeerId, limit: int) -> None:
+        if buyer == ME:
+            raise Refused("buyer: that is this node itself", "name a peer")
+        self.limits[buyer] = limit
 
     def _block(self, data: bytes) -> Cid:
         cid = cid_of(RAW, data)

@@ -299,6 +299,11 @@ async def test_an_audit_that_holds_is_exit_code_0(node: Node) -> None:
         ["ok", "signatures"],
         ["ok", "totals"],
         ["ok", "rerun"],
+        ["skip", "rerun"],
+    ]
+    assert result.stderr.splitlines() == [
+        "4 checks, 3 good, 0 bad, 1 not possible",
+        "credit T0: no seller is owed more than the line it set",
     ]
     verdict = await node.json("audit")
     assert (verdict["schema"], verdict["is_good"]) == ("mesh.audit/v1", True)

@@ -19,6 +19,7 @@ from multiaddr.multiaddr import Multiaddr
 from mesh.errors import ConfigError
 from mesh.ids import PeerId
 from mesh.network import hardening
+from mesh.network.calls import Answer
 from mesh.network.host import build_host, parse_dial, run_host
 from mesh.network.network import BLOCKS, Network, NetworkConfig, open_network
 
@@ -64,6 +65,7 @@ class Harness:
         *bootstrap: str,
         on_frame: Callable[[PeerId, bytes], None] | None = None,
         serve: Mapping[str, Callable[[PeerId, bytes], Awaitable[bytes]]] | None = None,
+        answers: Mapping[str, Answer] | None = None,
         **more: Any,
     ) -> Node:
         frames: list[tuple[PeerId, bytes]] = []
@@ -75,6 +77,7 @@ class Harness:
             on_frame=on_frame or (lambda peer, data: frames.append((peer, data))),
             on_offer=lambda peer, data: offers.append((peer, data)),
             serve=serve or {BLOCKS: _reverse},
+            answers=answers,
         )
         network = await self._start(opening, leave, left)
         return Node(network, frames, offers, leave, left)

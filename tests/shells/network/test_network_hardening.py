@@ -30,7 +30,7 @@ from libp2p.utils.varint import encode_uvarint
 from multiaddr.multiaddr import Multiaddr
 
 from mesh.network import hardening
-from mesh.network.gossip import TOPIC, Gossip
+from mesh.network.gossip import OFFER_MAX, OFFERS, Gossip, Topic
 from mesh.network.guard import Guard
 from mesh.network.host import build_host, run_host
 
@@ -61,7 +61,7 @@ def make_gossip(host: IHost, tally: Counter[str], received: list[bytes], **more:
         host,
         Guard(),
         lambda _peer, _why: None,
-        lambda _peer, data: received.append(data),
+        [Topic(OFFERS, OFFER_MAX, lambda _peer, data: received.append(data))],
         tally,
         **more,
     )
@@ -108,7 +108,7 @@ async def test_1_a_message_with_a_junk_author_does_not_end_gossip(
     tally: Counter[str] = Counter()
     router = hardening.explicit_router()
     service = (
-        hardening.SafePubsub(victim, router, topic=TOPIC, tally=tally, admit=lambda *_: True)
+        hardening.SafePubsub(victim, router, topics=[OFFERS], tally=tally, admit=lambda *_: True)
         if hardened
         else Pubsub(victim, router)
     )
@@ -118,7 +118,7 @@ async def test_1_a_message_with_a_junk_author_does_not_end_gossip(
             from_id=b"\x01\x02junk",
             data=b"x",
             seqno=b"1",
-            topicIDs=[TOPIC],
+            topicIDs=[OFFERS],
             signature=b"z",
             key=b"junk",
         )
@@ -127,7 +127,7 @@ async def test_1_a_message_with_a_junk_author_does_not_end_gossip(
 
     async def attack() -> None:
         async with background_trio_service(service), background_trio_service(router):
-            await service.subscribe(TOPIC)
+            await service.subscribe(OFFERS)
             await attacker.connect(harness.where(victim))
             stream = await attacker.new_stream(victim.get_id(), [PROTOCOL_ID_V11])
             await stream.write(encode_uvarint(len(junk)) + junk)
@@ -261,9 +261,9 @@ async def hear_burst(
     speaker = make_gossip(b, Counter(), [], router=router())
     async with listener.run(), speaker.run():
         await b.connect(harness.where(a))
-        await harness.eventually(lambda: bool(speaker.router.mesh.get(TOPIC)))
+        await harness.eventually(lambda: bool(speaker.router.mesh.get(OFFERS)))
         for number in range(count):
-            await speaker.publish(b"%d" % number)
+            await speaker.publish(OFFERS, b"%d" % number)
         with trio.move_on_after(float("inf") if hardened else STOCK_S):
             await harness.eventually(lambda: len(received) == count)
     return len(received)
@@ -295,9 +295,9 @@ async def publish_and_leave(harness: Any, listener: IHost, messages: list[bytes]
         speaker = make_gossip(host, tally, [])
         async with speaker.run():
             await host.connect(harness.where(listener))
-            await harness.eventually(lambda: bool(speaker.router.mesh.get(TOPIC)))
+            await harness.eventually(lambda: bool(speaker.router.mesh.get(OFFERS)))
             for message in messages:
-                await speaker.publish(message)
+                await speaker.publish(OFFERS, message)
             queues = speaker._pubsub.peer_queues
             await harness.eventually(lambda: not any(map(len, queues.values())))
             await trio.testing.wait_all_tasks_blocked(0.01)

@@ -15,6 +15,7 @@ from market_players import order
 from ledger.errors import LedgerError
 from ledger.store import Store
 from mesh import node
+from mesh.belongings import open_belongings
 from mesh.cli.settings import load
 from mesh.config import Config
 from mesh.driver import Driver
@@ -167,7 +168,7 @@ def test_a_second_node_at_one_home_or_with_one_key_is_turned_away(
 
     def again() -> None:
         for second, why in ((home, "is open in process"), (keyed, "another node runs with")):
-            with pytest.raises(ConfigError, match=why), node._open_files(*second):
+            with pytest.raises(ConfigError, match=why), open_belongings(*second):
                 raise AssertionError(why)
         Seen.newest.post_nowait(POISON)
 
@@ -178,17 +179,17 @@ def test_a_second_node_at_one_home_or_with_one_key_is_turned_away(
 def test_a_home_that_is_none_is_the_operators_to_mend(home: tuple[Config, Home]) -> None:
     home[1].data.mkdir(parents=True)
     (home[1].data / "blocks").write_text("a file where a folder belongs")
-    with pytest.raises(ConfigError) as caught, node._open_files(*home):
+    with pytest.raises(ConfigError) as caught, open_belongings(*home):
         raise AssertionError("opened")
     assert caught.value.key == "MESH_HOME"
     assert "blocks" in caught.value.why
 
 
 def test_a_lost_scratch_and_a_clock_set_back_are_survived(home: tuple[Config, Home]) -> None:
-    with node._open_files(*home) as files:
+    with open_belongings(*home) as files:
         first = files.epoch
     rmtree(files.scratch)
-    with node._open_files(*home) as files:
+    with open_belongings(*home) as files:
         assert files.epoch == first + 1
         assert files.scratch.is_dir()
 

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from random import Random
 
 import pytest
 import trio
 from attrs import evolve
-from ledger_deals import ALICE, BOB, Chain
-from market_players import NET, POLICY, SHOP, order
-from node_hands import PATIENCE_S, WITNESS, Hands, open_hands, until, work_in
+from market_players import NET, POLICY, SHOP
+from node_hands import PATIENCE_S, WITNESS, Hands, open_hands, until
 
-from ledger.chain import Head
-from mesh import desk as desks
+from ledger.merge import Merger
+from ledger.store import Store
 from mesh.api.door import BidRequest
 from mesh.api.faults import Closed
+from mesh.auditor import Auditor
+from mesh.bookkeeper import Bookkeeper, Tier
 from mesh.broadcast import Broadcast
 from mesh.desk import Desk, check_request
 from mesh.driver import Driver
 from mesh.errors import Exhausted, Refused
 from mesh.identity.keys import NodeKey, identity
-from mesh.ids import EntryId, PeerId, TaskId
+from mesh.ids import TaskId
 from mesh.kernel import Kernel
-from mesh.market.order import State, TaskRecord
+from mesh.market.own_chain import read_past
 from mesh.notices import Progressed
+from mesh.replication import Replication
+from mesh.rerun import Rerunner
+from mesh.rumours import Rumours
 from mesh.storage.blocks import MemoryBlocks
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.files import add_bytes
@@ -57,27 +62,50 @@ BID = BidRequest(
 @asynccontextmanager
 async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[Desk, Hands]]:
     """A desk whose driver is not driven: nothing is admitted until a test says so."""
-    async with open_hands(folder, quota=quota) as hands:
+    async with open_hands(folder, quota=quota) as hands, AsyncExitStack() as stack:
         kernel = Kernel(
             identity(KEY),
             POLICY,
             Random(1),
-            head=Head.start(KEY.peer, NET),
+            past=read_past(KEY.peer, NET, ()),
             epoch=1,
             epoch_ms=0,
             shop=SHOP,
         )
+        driver, reading = Driver(kernel), trio.CapacityLimiter(1)
+        merger = stack.enter_context(
+            Merger(stack.enter_context(Store.open(folder / "ledger.sqlite")))
+        )
+        index = stack.enter_context(Store.open(folder / "ledger.sqlite"))
+        tally: Counter[str] = Counter()
+        replication = Replication(
+            merger=merger,
+            rumours=Rumours(index, tally),
+            peer=KEY.peer,
+            head=kernel.head,
+            is_confirmed=True,
+            post=driver.post,
+            alarm=lambda error: pytest.fail(str(error)),
+            rng=Random(2),
+            tally=tally,
+        )
+        bookkeeper = Bookkeeper(
+            KEY.peer, hands.ledger, reading, replication.learn_from, driver, kernel.credit, Tier()
+        )
+        rerunner = Rerunner(KEY.peer, hands.blocks, hands.workshop, hands.performer.fetch)
+        auditor = Auditor(KEY.peer, hands.ledger, reading, rerunner)
         yield (
             Desk(
                 kernel=kernel,
-                driver=Driver(kernel),
+                driver=driver,
                 broadcast=Broadcast(),
                 performer=hands.performer,
                 workshop=hands.workshop,
                 network=hands.network,
                 blocks=hands.blocks,
                 quota=quota,
-                ledger=hands.ledger,
+                bookkeeper=bookkeeper,
+                auditor=auditor,
                 scratch=folder / "scratch",
                 agent="test",
                 started_at=0.0,
@@ -146,53 +174,6 @@ async def test_what_is_published_after_the_end_reaches_nobody_and_harms_nobody()
         broadcast.publish(Progressed(TaskId(bytes(16)), 1, 1))
         with pytest.raises(trio.EndOfChannel):
             await notices.receive()
-
-
-async def test_audits_are_few_at_a_time_and_of_what_fits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(desks, "AUDIT_ENTRIES_MAX", 2)
-    async with open_desk(tmp_path) as (desk, hands):
-        chain = Chain(BOB)
-        hands.ledger.append_own([chain.alloc(ALICE, nonce=bytes([n]) * 16) for n in range(2)])
-        async with (
-            aclosing(desk.audit(None, False)) as one,
-            aclosing(desk.audit(None, False)) as two,
-        ):
-            assert (await anext(one)).is_good
-            assert (await anext(two)).is_good
-            with pytest.raises(Exhausted, match="audits"):
-                await anext(desk.audit(None, False))
-        hands.ledger.append_own([chain.alloc(ALICE, nonce=bytes([9]) * 16)])
-        with pytest.raises(Exhausted, match="more than the 2 entries"):
-            await anext(desk.audit(None, False))
-
-
-@pytest.mark.slow
-async def test_one_task_is_run_again_by_two_audits_in_turn(tmp_path: Path) -> None:
-    """They met in one folder, and the node ended."""
-    async with open_desk(tmp_path) as (desk, hands):
-        work = work_in(hands.blocks, WITNESS.read_bytes())
-        result = await hands.workshop.execute(work, None, "first", lambda _: None)
-        chain = Chain(BOB)
-        settle = chain.settle(ALICE, chain.alloc(ALICE))
-        record = TaskRecord(
-            evolve(order(PeerId(BOB.key)), work=work),
-            State.DONE,
-            submitted_ms=1,
-            settle=EntryId(settle.id),
-            result=result,
-        )
-        found = []
-
-        async def rerun() -> None:
-            found.append(await desk._rerun(record, {settle.id: settle}))
-
-        with trio.fail_after(PATIENCE_S):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(rerun)
-                nursery.start_soon(rerun)
-        assert [finding.detail for finding in found] == ["differs in receipt"] * 2
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from ledger_deals import ALICE, BOB, Chain
+from ledger_deals import ALICE, BOB, Chain, Party
 from market_players import Table, order
+from nacl.signing import SigningKey
 from node_hands import open_hands
 
 from ledger.errors import LedgerError
+from ledger.model import Entry
 from mesh.errors import Unavailable
 from mesh.ids import PeerId
 from mesh.market.order import State, TaskRecord
 from mesh.messages import Settled
 from mesh.sansio import AppendEntry, PersistTask
 
+US = Party(SigningKey(bytes([1]) * 32))
+"""The node of `open_hands`."""
 RECORD = TaskRecord(order(PeerId(ALICE.key)), State.WAITING, submitted_ms=1)
 
 
@@ -59,15 +64,21 @@ async def test_a_receipt_is_durable_before_the_account_is_forgotten(
         assert list(hands.ledger.entries()) == [entry]
 
 
-async def test_a_receipt_that_comes_twice_is_earned_once(tmp_path: Path) -> None:
+async def test_entries_are_told_of_once_they_are_durable(tmp_path: Path) -> None:
     async with open_hands(tmp_path) as hands:
-        chain = Chain(BOB)
-        alloc = chain.alloc(ALICE)
-        settle = chain.settle(ALICE, alloc)
-        again = AppendEntry(settle.encode(), is_own=False)
-        await hands.performer.persist([AppendEntry(alloc.encode(), is_own=False), again, again])
-        await hands.performer.persist([again])
-        assert hands.performer.earned == settle.content.deal.amount
+        ours, theirs = Chain(US).alloc(ALICE), Chain(BOB).alloc(US)
+        told: list[tuple[str, list[Entry], int]] = []
+
+        def note(what: str) -> Callable[[Sequence[Entry]], None]:
+            return lambda entries: told.append(
+                (what, list(entries), len(list(hands.ledger.entries())))
+            )
+
+        hands.performer.said, hands.performer.received = note("said"), note("received")
+        await hands.performer.persist(
+            [AppendEntry(ours.encode(), is_own=True), AppendEntry(theirs.encode(), is_own=False)]
+        )
+        assert told == [("received", [theirs], 2), ("said", [ours], 2)]
 
 
 def test_killed_between_record_and_payment_a_buyer_pays_once() -> None:

@@ -12,13 +12,26 @@ from google.protobuf.message import Message
 
 from mesh import ids
 from mesh.api import convert
-from mesh.api.door import Finding, NodeView, Numbered, PeerView, ReceiptView
+from mesh.api.door import (
+    AuditRequest,
+    Finding,
+    ForkView,
+    Form,
+    Intake,
+    LedgerView,
+    LineView,
+    NodeView,
+    Numbered,
+    PeerView,
+    Piece,
+    ReceiptView,
+)
 from mesh.api.faults import FieldError
 from mesh.ids import RAW, Cid, EntryId, PeerId, TaskId, cid_of
 from mesh.market.order import State, TaskRecord
 from mesh.messages import Offer
 from mesh.notices import Notice
-from mesh.v1 import market_pb2
+from mesh.v1 import ledger_pb2, market_pb2
 
 SAMPLES: dict[object, object] = {
     int: 7,
@@ -84,6 +97,11 @@ def test_every_notice_is_told_whole(kind: type) -> None:
         (convert.peer, PeerView),
         (convert.receipt, ReceiptView),
         (convert.finding, Finding),
+        (convert.ledger, LedgerView),
+        (convert.fork, ForkView),
+        (convert.line, LineView),
+        (convert.piece, Piece),
+        (convert.intake, Intake),
     ],
     ids=lambda it: it.__name__,
 )
@@ -178,3 +196,40 @@ def test_ids_are_read_or_explained() -> None:
         convert.read_task("t-12")
     with pytest.raises(FieldError, match="cid: "):
         convert.read_cid("bafy")
+
+
+def test_a_number_of_bills_asks_for_their_re_run() -> None:
+    request = ledger_pb2.LedgerAuditRequest(rerun_newest=3, others=True)
+    assert convert.read_audit(request) == AuditRequest(None, rerun=True, newest=3, others=True)
+    assert convert.read_audit(ledger_pb2.LedgerAuditRequest(rerun=True)) == AuditRequest(rerun=True)
+    with pytest.raises(FieldError, match="rerun_newest"):
+        convert.read_audit(ledger_pb2.LedgerAuditRequest(rerun_newest=-1))
+
+
+def test_every_form_of_a_file_has_its_name() -> None:
+    names = ledger_pb2.ExportForm.keys()[1:]
+    forms = [convert.read_form(ledger_pb2.ExportForm.Value(name)) for name in names]
+    assert forms == list(Form)
+    assert names == [f"EXPORT_FORM_{form.name}" for form in Form]
+    with pytest.raises(FieldError, match="form: is not given"):
+        convert.read_form(ledger_pb2.EXPORT_FORM_UNSPECIFIED)
+
+
+def test_a_line_names_its_buyer_and_is_not_negative() -> None:
+    buyer = sample(PeerId)
+    request = ledger_pb2.LedgerSetLineRequest(buyer=ids.format_peer(buyer), limit=2**63 - 1)
+    assert convert.read_line(request) == (buyer, 2**63 - 1)
+    for field, wrong in (("buyer", {"buyer": "12D3"}), ("limit", {"limit": -1})):
+        with pytest.raises(FieldError) as caught:
+            convert.read_line(
+                ledger_pb2.LedgerSetLineRequest(**{"buyer": ids.format_peer(buyer)} | wrong)  # type: ignore[arg-type]
+            )
+        assert caught.value.field == field
+
+
+def test_what_is_about_no_task_and_nobody_stays_empty() -> None:
+    bare = attrs.evolve(
+        sample(ReceiptView), author=None, task=None, buyer=None, seller=None, module=None
+    )
+    told = convert.receipt(bare)
+    assert (told.author, told.task_id, told.buyer, told.seller, told.module) == ("",) * 5

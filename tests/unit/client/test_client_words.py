@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ledger_bundles import bundles, history
 
+from ledger.evidence import Finding
+from ledger.model import Entry
 from mesh.client import references
 from mesh.client.address import find_target, parse_address
 from mesh.client.errors import (
@@ -20,9 +23,18 @@ from mesh.client.errors import (
     VerificationFailed,
 )
 from mesh.client.facts import facts_of, state_word, tagged
-from mesh.client.files import below, in_chunks, open_file, write_whole
+from mesh.client.files import (
+    CHUNK,
+    below,
+    in_chunks,
+    in_messages,
+    open_file,
+    read_bundle,
+    write_whole,
+)
 from mesh.client.limits import Limits
 from mesh.client.task import check
+from mesh.ids import PeerId, format_peer
 from mesh.paths import find_home
 from mesh.v1 import node_pb2, order_pb2
 from mesh.v1.order_pb2 import TaskState
@@ -105,6 +117,28 @@ def test_a_prefix_has_at_least_four_hex_digits(prefix: str) -> None:
 def test_a_prefix_of_nothing_is_not_found() -> None:
     with pytest.raises(NotFound):
         references.choose("ffff", [A, B])
+
+
+ANN, BOB = (format_peer(PeerId(bytes([n]) * 32)) for n in (1, 2))
+
+
+@pytest.mark.parametrize("reference", [ANN, ANN[-4:], f"\N{HORIZONTAL ELLIPSIS}{ANN[-6:]}"])
+def test_a_peer_is_named_by_its_id_or_the_end_of_it(reference: str) -> None:
+    assert references.choose_peer(reference, [BOB, ANN, ANN]) == ANN
+
+
+def test_a_whole_peer_id_need_not_be_known() -> None:
+    assert references.choose_peer(ANN, []) == ANN
+
+
+def test_a_peer_that_is_none_is_not_found_or_named_in_full() -> None:
+    with pytest.raises(BadRequest, match="is no peer"):
+        references.choose_peer(ANN[-3:], [ANN])
+    with pytest.raises(NotFound):
+        references.choose_peer(ANN[-5:], [BOB])
+    with pytest.raises(Ambiguous) as caught:
+        references.choose_peer("Same", ["12D3aSame", "12D3bSame"])
+    assert "12D3aSame, 12D3bSame" in caught.value.hint
 
 
 def test_last_is_what_was_remembered(tmp_path: Path) -> None:
@@ -271,3 +305,25 @@ def test_a_cancelled_task_failed() -> None:
 def test_a_task_that_goes_on_has_no_verdict() -> None:
     with pytest.raises(TimedOut):
         check(ended(TaskState.TASK_STATE_RUNNING, fence=1))
+
+
+# --- entries
+
+
+def test_entries_go_in_messages_of_bounded_length_and_none_is_lost() -> None:
+    entries = [bytes([n]) * size for n, size in enumerate((1, CHUNK, 5, CHUNK - 5, 1, 8192))]
+    messages = list(in_messages(iter(entries)))
+    assert [entry for message in messages for entry in message.entries] == entries
+    assert all(sum(map(len, message.entries)) <= CHUNK for message in messages)
+    assert len(messages) == 4
+    assert list(in_messages([])) == []
+
+
+def test_a_file_of_entries_is_read_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    path.write_bytes(b"".join(bundles()["whole"][0]) + b"x" * 10**6 + b"\n")
+    items = list(read_bundle(path))
+    assert [item for item in items if isinstance(item, Entry)] == history()
+    assert all(isinstance(item, Finding) and not item.is_good for item in items[len(history()) :])
+    with pytest.raises(BadRequest, match="No such file"):
+        list(read_bundle(tmp_path / "none"))

@@ -17,10 +17,12 @@ from mesh.config import (
     settings,
 )
 from mesh.errors import ConfigError
+from mesh.ids import PeerId, format_peer
 from mesh.resources.capacity import Capacity
 
 DOCUMENTED = Path(__file__).parents[3] / "config" / "config.toml"
 GIB = 1 << 30
+PEER = format_peer(PeerId(bytes(32)))
 
 
 def given(section: str, key: str, value: object, origin: str = "mesh.toml") -> Config:
@@ -74,6 +76,8 @@ def test_every_value_is_written_as_it_is_read() -> None:
         [
             Layer("flag", {"network": {"bootstrap": ["/ip4/192.0.2.7/tcp/4001/p2p/12D3KooW"]}}),
             Layer("flag", {"sell": {"cpus": 1.5, "memory": "4GiB", "price": "0.031"}}),
+            Layer("flag", {"network": {"announce": ["/ip4/192.0.2.7/tcp/4001"]}}),
+            Layer("flag", {"ledger": {"witnesses": [PEER], "credit_line": "0.5", "tier": "T2"}}),
             Layer("flag", {"node": {"name": 'the "blue" one \\ two'}, "network": {"mdns": False}}),
         ]
     )
@@ -143,6 +147,8 @@ def test_an_unknown_key_names_the_nearest_and_its_origin(section: str, key: str,
         ("network", "bootstrap", ["/ip4/1.2.3.4/tcp/1"], "is not a full multiaddress"),
         ("network", "bootstrap", 7, "is not a list of at most 64 addresses"),
         ("network", "bootstrap", [7], "7 is not text"),
+        ("network", "announce", [f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"], "without /p2p/"),
+        ("network", "announce", ["1.2.3.4:4001"], "is not a multiaddress without /p2p/"),
         ("sell", "price", 0.04, "0.04 is not text"),
         ("sell", "price", "-1", "'-1' is not an amount of credits"),
         ("sell", "memory", "12 potatoes", "'12 potatoes' is not a size"),
@@ -155,6 +161,12 @@ def test_an_unknown_key_names_the_nearest_and_its_origin(section: str, key: str,
         ("market", "lease_ttl_s", "1500ms", "'1500ms' is not a whole number of seconds"),
         ("storage", "quota", "1B", "1B is not within 64MiB…1024TiB"),
         ("forecast", "model", "oracle", "'oracle' is not one of them"),
+        ("ledger", "repair_s", 0, "0 is not within 1…3600"),
+        ("ledger", "full_repair_s", "1s", "1 is not within 10…86400"),
+        ("ledger", "credit_line", "-1", "'-1' is not an amount of credits"),
+        ("ledger", "tier", "T3", "'T3' is not one of them"),
+        ("ledger", "witnesses", ["bob"], "'bob' is not the peer id of an Ed25519 key"),
+        ("ledger", "witness", "maybe", "'maybe' is neither true nor false"),
         ("node", "name", "a\nb", "not printable"),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
+from ledger_bundles import history, witnessed
 from ledger_deals import ALICE, BOB, CAROL, Chain
 
 from ledger.__main__ import BAD, GOOD, USAGE, USAGE_TEXT, main
@@ -217,3 +218,24 @@ def test_an_auditor_needs_neither_mesh_nor_its_libraries(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (GOOD, "")
     assert "0 not good" in done.stdout
+
+
+def test_a_witnessed_head_is_told_from_a_witnessed_entry() -> None:
+    entries = history()
+    evidence = [
+        witnessed(entry, members) for entry, members in zip(entries[3:5], (4, 7), strict=True)
+    ]
+    found = [f for f in findings(entries, evidence=evidence) if f.check == "certificate"]
+    assert [(f.entry_id, f.is_good, f.detail) for f in found] == [
+        (entries[3].id, True, "witnessed: by 3 of 4, 3 are needed"),
+        (entries[4].id, True, "a witnessed HEAD: by 5 of 7, 5 are needed"),
+    ]
+
+
+def test_a_certificate_makes_no_gap_good() -> None:
+    """What its witnesses saw of the chain, the reader of the file has not."""
+    entries = history()[1:5]
+    evidence = [witnessed(entries[-1])]
+    found = {(f.entry_id, f.check, f.is_good) for f in findings(entries, evidence=evidence)}
+    assert (entries[-1].id, "certificate", True) in found
+    assert (entries[0].id, "chain", False) in found

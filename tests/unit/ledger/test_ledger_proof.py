@@ -15,6 +15,7 @@ from ledger.proof import (
     NOTE_MAX,
     PATH_MAX,
     SIGNATURES_MAX,
+    Frontier,
     Summit,
     Tree,
     is_consistent,
@@ -214,3 +215,13 @@ def test_a_hostile_note_is_refused(name: str) -> None:
 def test_an_extension_line_is_carried_by_the_signature_and_ignored() -> None:
     note = resigned(f"{SUMMIT.origin}\n7\n{ROOT}\nanything\n")
     assert read_summit(note, BOB.key, NET) == SUMMIT
+
+
+def test_a_frontier_has_the_roots_of_the_tree_and_few_nodes() -> None:
+    leaves = [sha256(bytes([n])).digest() for n in range(200)]
+    tree, frontier = Tree(leaves), Frontier()
+    for size, leaf in enumerate(leaves):
+        assert frontier.root() == tree.root(size)
+        assert len(frontier.peaks) == size.bit_count()
+        frontier = frontier.plus(leaf)
+    assert (frontier.size, frontier.root()) == (200, tree.root())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import sha256
+from itertools import pairwise
 
 from attrs import evolve
 from ledger_deals import ALICE, BOB, CAROL, DAVE, NET, Chain, Party, settle_terms, void_terms
 
 from ledger import chain
+from ledger.authority import FOREBEARS_MAX
+from ledger.chain import Head
 from ledger.keys import terms_message
 from ledger.model import KINDS_KNOWN, Entry, Kind
 from ledger.state import Account, Accounts, Between, Stage, deal_of, fold
@@ -276,5 +279,76 @@ def test_a_rotated_key_has_an_heir_and_keeps_its_debts() -> None:
     entries = [alloc, bob.settle(ALICE, alloc), bob.keyop(Op.ROTATE, heir)]
     accounts = accounts_of(entries)
     assert accounts.authority.heirs(BOB.key) == {heir.key}
-    assert accounts.account(BOB.key) == Account(posted_debit=3540, retired=True)
+    kept = Account(posted_debit=3540, retired=True, heirs=frozenset((heir.key,)))
+    assert accounts.account(BOB.key) == kept
     assert accounts.account(heir.key) == Account()
+
+
+def rotated(*parties: Party) -> list[Entry]:
+    """Each owes ALICE 3540 and has 5040 reserved, and is rotated to the next."""
+    entries: list[Entry] = []
+    head = Chain(parties[0]).head
+    for party, heir in pairwise(parties):
+        chain = Chain(party, head)
+        paid = chain.alloc(ALICE)
+        rotate = [chain.settle(ALICE, paid), chain.alloc(ALICE), chain.keyop(Op.ROTATE, heir)]
+        entries += [paid, *rotate]
+        head = Head.heir(entries[-1])
+    return entries
+
+
+def test_rotating_does_not_shed_a_credit_line() -> None:
+    accounts = accounts_of(rotated(BOB, DAVE))
+    assert accounts.exposure(BOB.key, ALICE.key) == 3540 + 5040
+    assert accounts.exposure(DAVE.key, ALICE.key) == 3540 + 5040
+    assert accounts.exposure(DAVE.key, CAROL.key) == 0, "what is owed to another is no matter here"
+    assert accounts.between(DAVE.key, ALICE.key).owed == 0, "it stays the debt of the old key"
+    assert accounts.may_spend(DAVE.key, ALICE.key, 100, line=3540 + 5040 + 100)
+    assert not accounts.may_spend(DAVE.key, ALICE.key, 101, line=3540 + 5040 + 100)
+
+
+def test_an_heir_counts_the_debts_of_all_before_it_in_any_order() -> None:
+    parties = [BOB, *(Party.named(f"heir {n}") for n in range(5))]
+    entries = rotated(*parties)
+    for order in (entries, entries[::-1]):
+        accounts = accounts_of(order)
+        owed = [accounts.exposure(party.key, ALICE.key) for party in parties]
+        assert owed == [8580 * n for n in (1, 2, 3, 4, 5, 5)]
+
+
+def test_a_longer_succession_than_is_followed_gets_no_credit() -> None:
+    parties = [Party.named(f"heir {n}") for n in range(FOREBEARS_MAX + 2)]
+    entries = rotated(*parties)
+    accounts = accounts_of(entries)
+    *_, last_but_one, last = (party.key for party in parties)
+    assert accounts.exposure(last_but_one, ALICE.key) == 8580 * (FOREBEARS_MAX + 1)
+    assert "the place of more than 64 keys" in accounts.refusal(last, ALICE.key, 0, Line.NO_LIMIT)
+
+
+def test_keys_that_were_rotated_in_a_circle_are_each_counted_once() -> None:
+    bob, dave = Chain(BOB), Chain(DAVE)
+    one, other = bob.alloc(ALICE), dave.alloc(ALICE)
+    accounts = accounts_of([one, other, bob.keyop(Op.ROTATE, DAVE), dave.keyop(Op.ROTATE, BOB)])
+    assert accounts.exposure(BOB.key, ALICE.key) == 2 * 5040
+    assert accounts.exposure(DAVE.key, ALICE.key) == 2 * 5040
+
+
+def test_two_heirs_each_count_the_debt_and_neither_what_is_owed_to_the_old_key() -> None:
+    bob, alice = Chain(BOB), Chain(ALICE)
+    alloc = bob.alloc(ALICE)
+    heirs = [bob.keyop(Op.ROTATE, DAVE), bob.keyop(Op.ROTATE, CAROL)]
+    accounts = accounts_of([alloc, *heirs])
+    assert accounts.account(BOB.key).heirs == {CAROL.key, DAVE.key}
+    for heir in (CAROL, DAVE):
+        assert accounts.exposure(heir.key, ALICE.key) == 5040
+    accounts.add(alice.refund(alloc, 9000))
+    assert accounts.exposure(BOB.key, ALICE.key) == 5040 - 9000
+    for heir in (CAROL, DAVE):
+        assert accounts.exposure(heir.key, ALICE.key) == 0, "or one refund would count twice"
+
+
+def test_a_node_key_has_the_owners_that_it_agreed_to() -> None:
+    alice, bob = Chain(ALICE), Chain(BOB)
+    accounts = accounts_of([alice.keyop(Op.DELEGATE, DAVE), bob.keyop(Op.DELEGATE, DAVE)])
+    assert accounts.owners(DAVE.key) == {ALICE.key, BOB.key}
+    assert accounts.owners(ALICE.key) == frozenset()

@@ -165,12 +165,21 @@ def test_every_flipped_bit_of_a_stored_entry_is_found_and_named(path: Path) -> N
             for place in range(0, ID + SIG + len(entry.body), 5):
                 mask = 1 << place % 8
                 named = flipped(entry.id, place, mask) if place < ID else entry.id
-                store._db.execute("BEGIN")
                 flip(store._db, entry.id, place, mask)
                 with pytest.raises(Corruption, match=named.hex()):
                     store.scan()
-                store._db.execute("ROLLBACK")
+                flip(store._db, named, place, mask)
         assert store.scan() == len(entries)
+
+
+def test_the_total_is_right_whoever_has_written(path: Path) -> None:
+    """It is remembered: what this connection and what another has written must both be seen."""
+    chain = Chain(BOB)
+    with Store.open(path) as one, Store.open(path) as other:
+        for count in range(1, 7):
+            (one if count % 2 else other).add([chain.alloc(ALICE)])
+            assert one.total() == other.total()
+            assert one.total().count == count
 
 
 def test_flipped_bits_in_the_file_are_found(path: Path) -> None:

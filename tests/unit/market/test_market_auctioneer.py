@@ -10,10 +10,9 @@ from market_players import (
     NEEDS,
     POLICY,
     RESULT,
-    SHOP,
     WORK,
     G,
-    Player,
+    Hall,
     Seller,
     one,
     order,
@@ -25,7 +24,6 @@ from ledger.model import Entry, Kind
 from mesh import codec
 from mesh.ids import TaskId
 from mesh.market.order import State, TaskRecord
-from mesh.market.policy import Policy
 from mesh.messages import (
     Accepted,
     Ask,
@@ -47,7 +45,6 @@ from mesh.sansio import (
     CancelRequested,
     Collect,
     Collected,
-    OfferReceived,
     Penalize,
     PersistTask,
     Send,
@@ -61,57 +58,6 @@ from mesh.sim.keyring import Keyring
 WINDOW_S = POLICY.window_ms / 1000
 LEASE_S = (POLICY.ttl_ms + POLICY.margin_ms) / 1000
 OVER_S = 600.0 + POLICY.grace_ms / 1000
-
-
-class Hall:
-    """One auctioneer under test, its task, and sellers played by hand."""
-
-    def __init__(self, sellers: int = 3, policy: Policy = POLICY, **changes: object) -> None:
-        keyring = Keyring(8)
-        nothing = evolve(SHOP, sold=Capacity(), features=())
-        self.buyer = Player(keyring, 0, policy, nothing)
-        self.sellers = [Seller(keyring.create(index)) for index in range(1, sellers + 1)]
-        self.order = order(self.buyer.peer, **changes)  # type: ignore[arg-type]
-        self.task: TaskId = self.order.task
-        self.buyer.told(Started(), 0.0)
-        for seller in self.sellers:
-            self.offers(seller, 0.0)
-
-    def offers(self, seller: Seller, now: float, **changes: object) -> list[Action]:
-        return self.buyer.told(OfferReceived(seller.offer(**changes)), now)
-
-    def submit(self, now: float = 0.0) -> Ask:
-        asks = some(self.buyer.told(Submitted(self.order), now), Ask)
-        assert len(set(asks)) == 1
-        return asks[0]
-
-    def got(self, seller: Seller, message: object, now: float) -> list[Action]:
-        return self.buyer.got(seller.peer, message, now)  # type: ignore[arg-type]
-
-    def bids(self, seller: Seller, ask: Ask, now: float, **changes: object) -> list[Action]:
-        return self.got(seller, seller.bid(self.buyer.peer, ask, **changes), now)  # type: ignore[arg-type]
-
-    def award(self, now: float = 0.0, winner: int = 0) -> Award:
-        """Let every seller bid, the *winner* lowest."""
-        ask = self.submit(now)
-        actions: list[Action] = []
-        for place, seller in enumerate(self.sellers):
-            actions = self.bids(seller, ask, now, price=1_000 + 100 * (place != winner))
-        assert one(actions, Awarded).winner == self.sellers[winner].peer
-        return one(actions, Award)
-
-    def running(self, now: float = 0.0) -> Award:
-        award = self.award(now)
-        self.got(self.sellers[0], Accepted(self.task, 1), now)
-        return award
-
-    @property
-    def record(self) -> TaskRecord:
-        return self.buyer.task(self.task)
-
-    @property
-    def kinds(self) -> list[Kind]:
-        return [entry.content.kind for entry in self.buyer.entries]
 
 
 @pytest.fixture

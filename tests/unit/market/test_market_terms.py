@@ -7,13 +7,14 @@ from typing import Any
 import attrs
 import pytest
 from attrs import evolve
-from market_players import POLICY, RESULT, WALL_MS, WORK, Buyer, G, Seller, ask, cid
+from market_players import NET, POLICY, RESULT, WALL_MS, WORK, Buyer, G, Seller, ask, cid
 
 from ledger.keys import terms_message
 from ledger.model import Entry, Kind, Terms
 from mesh.errors import PeerError
 from mesh.ids import EntryId, TaskId, task_id
-from mesh.market.accounts import Accounts, open_allocs, recent_closings
+from mesh.market.accounts import Accounts
+from mesh.market.own_chain import OwnChain, Past, read_past
 from mesh.market.policy import Policy
 from mesh.market.terms import (
     CANCELLED,
@@ -195,8 +196,22 @@ class Books:
     """The accounts of one buyer, and all that it appended."""
 
     def __init__(self, policy: Policy = POLICY) -> None:
-        self.accounts = Accounts(BUYER.identity, policy, BUYER.head, {}, ())
         self.entries: list[Entry] = []
+        self.policy = policy
+        self.open()
+
+    def open(self) -> None:
+        """As after a start."""
+        past = self.past()
+        self.own = OwnChain(past, BUYER.identity.sign, head_every=1_024, is_confirmed=True)
+        self.accounts = Accounts(BUYER.identity, self.policy, self.own, past)
+
+    def past(self) -> Past:
+        return read_past(BUYER.peer, NET, self.entries)
+
+    def open_keys(self) -> set[tuple[TaskId, int]]:
+        deals = [Entry.decode(data).content.deal for data in self.past().allocs]
+        return {(TaskId(deal.nonce), deal.fence) for deal in deals}
 
     def alloc(self, fence: int = 1, seller: Seller = SELLER, key: bytes = b"key") -> Entry:
         task = task_id(BUYER.peer, key)
@@ -218,15 +233,16 @@ class Books:
 def test_what_is_awarded_is_pending_until_it_is_closed() -> None:
     books = Books()
     first, second = books.alloc(1), books.alloc(2)
-    assert books.accounts.head.pending == 20_200
+    assert books.own.head.pending == 20_200
     assert books.void(first)
     assert not books.void(first), "only once"
-    assert (books.accounts.head.pending, books.accounts.head.posted) == (10_100, 0)
+    assert (books.own.head.pending, books.own.head.posted) == (10_100, 0)
     assert books.accounts.is_open(SELLER.peer, (TASK, 2))
     assert not books.accounts.is_open(SELLER.peer, (TASK, 1))
     assert not books.accounts.is_open(BUYER.peer, (TASK, 2))
-    assert open_allocs(books.entries) == {(TASK, 2): second}
-    assert [entry.content.kind for entry in recent_closings(books.entries)] == [Kind.VOID]
+    assert books.past().allocs == (second.encode(),)
+    closings = [Entry.decode(data) for data in books.past().closings]
+    assert [entry.content.kind for entry in closings] == [Kind.VOID]
 
 
 def test_a_closing_is_for_its_own_seller_only() -> None:
@@ -242,15 +258,11 @@ def test_a_restart_finds_what_was_open_and_what_was_closed() -> None:
     books = Books()
     books.void(books.alloc(1))
     books.alloc(2)
-    again = Accounts(
-        BUYER.identity,
-        POLICY,
-        books.accounts.head,
-        open_allocs(books.entries),
-        recent_closings(books.entries),
-    )
-    assert again.sizes() == books.accounts.sizes()
-    assert again.closing(SELLER.peer, (TASK, 1)) == books.accounts.closing(SELLER.peer, (TASK, 1))
+    before = books.accounts
+    books.open()
+    again = books.accounts
+    assert again.sizes() == before.sizes()
+    assert again.closing(SELLER.peer, (TASK, 1)) == before.closing(SELLER.peer, (TASK, 1))
     assert again.newest_fences() == {TASK: 2}
 
 
@@ -261,7 +273,7 @@ def test_only_idle_awards_are_reminded_of_and_only_so_many() -> None:
     held = {(task_id(BUYER.peer, b"0"), 1): SELLER.peer}
     reminders = books.accounts.reminders(held)
     assert len(reminders) == 64
-    everything = dict.fromkeys(open_allocs(books.entries), SELLER.peer)
+    everything = dict.fromkeys(books.open_keys(), SELLER.peer)
     assert books.accounts.reminders(everything) == []
 
 
@@ -270,7 +282,7 @@ def test_closings_kept_are_bounded() -> None:
     for number in range(1_030):
         books.void(books.alloc(1, key=str(number).encode()))
     assert books.accounts.sizes()["closings"] == (1_024, 1_024)
-    assert len(recent_closings(books.entries)) == 1_024
+    assert len(books.past().closings) == 1_024
     assert books.accounts.closing(SELLER.peer, (task_id(BUYER.peer, b"0"), 1)) is None
 
 

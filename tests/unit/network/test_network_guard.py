@@ -15,6 +15,8 @@ CONFIG = GuardConfig(
     frames_per_s=10,
     bytes_per_s=1000,
     verifications_per_s=2,
+    cpu_ms_per_s=10,
+    cpu_ms_all_per_s=30,
     burst_s=2,
     half_life_s=10,
     ban_score=10,
@@ -56,10 +58,25 @@ def test_verification_has_a_budget_that_refills() -> None:
     assert not guard.admits_verification(ALICE, 0.5)
 
 
+def test_a_peer_takes_its_share_of_our_processor_and_no_more() -> None:
+    guard = Guard(CONFIG)
+    assert [guard.admits_work(ALICE, 5, 0.0) for _ in range(5)] == [True] * 4 + [False]
+    assert guard.admits_work(BOB, 5, 0.0)
+    assert guard.admits_work(ALICE, 5, 0.5)
+    assert not guard.admits_work(ALICE, 5, 0.5)
+
+
+def test_many_peers_together_take_no_more_than_is_granted_to_all() -> None:
+    guard = Guard(CONFIG)
+    assert [guard.admits_work(peer(n), 20, 0.0) for n in range(4)] == [True] * 3 + [False]
+    assert [guard.admits_work(peer(n), 10, 1.0) for n in range(4)] == [True] * 3 + [False]
+
+
 def test_a_banned_peer_verifies_nothing() -> None:
     guard = Guard(CONFIG)
     assert guard.fault(ALICE, 10, 0.0)
     assert not guard.admits_verification(ALICE, 1.0)
+    assert not guard.admits_work(ALICE, 1, 1.0)
 
 
 def test_faults_are_forgiven_with_time() -> None:

@@ -1,0 +1,178 @@
+"""Certifying: the votes of witnesses for what we sign (T2), and our own votes as a witness.
+
+An award is shown to every witness of the quorum at once; who lacks what is before it says so and
+is led there, run by run. Enough votes make the certificate that a seller asks for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from itertools import islice
+
+import trio
+from attrs import define, field
+
+from ledger.errors import BadEntry, LedgerError
+from ledger.hearing import decode_answer, decode_question, encode_answer, encode_question
+from ledger.model import Entry
+from ledger.quorum import Certificate, Position, Quorum, Tally
+from ledger.store import Store
+from ledger.witness import RUN_MAX, Answer, Behind, Refused, Voted, Witness
+from mesh.errors import MeshError, PeerError, Stopped, Unavailable
+from mesh.ids import PeerId, short_peer
+from mesh.network.network import WITNESS, Network
+
+CERTIFY_S = 1.5
+"""A certificate that takes longer comes too late: bids are held for 2 s."""
+RUNS_MAX = 1_024
+"""Questions to one witness about one award: it goes on from there at the next one."""
+ASK_S = 1.0
+
+
+@define(eq=False)
+class Certifying:
+    """Asks the witnesses. *learn* hears of two entries that prove a fork."""
+
+    quorum: Quorum
+    store: Store
+    """With a connection of its own."""
+    learn: Callable[[Sequence[bytes]], Awaitable[object]]
+    witnessing: Witnessing | None = None
+    """Ourselves, where we are one of them."""
+    network: Network | None = None
+    """Set once it is there."""
+    tally: Counter[str] = field(factory=Counter)
+    _reached: dict[PeerId, int] = field(factory=dict, init=False)
+    """The place that each witness wants next."""
+    _thread: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
+
+    async def certify(self, entry: Entry) -> Certificate:
+        """The certificate of our *entry*, which is durable. Raises Unavailable."""
+        votes = Tally(self.quorum, Position.of(entry))
+        found: list[Certificate] = []
+        why: list[str] = []
+        with trio.move_on_after(CERTIFY_S):
+            async with trio.open_nursery() as nursery:
+                stop = nursery.cancel_scope.cancel
+                for member in sorted(self.quorum.members):
+                    ask = partial(self._persuade, PeerId(member), entry, votes, found, why, stop)
+                    nursery.start_soon(ask)
+        if not found:
+            self.tally["certificates_missing"] += 1
+            missing = len(votes.missing())
+            told = why[0] if why else f"no answer within {CERTIFY_S} s"
+            needed = self.quorum.needed
+            raise Unavailable(
+                f"{missing} of {len(self.quorum.members)} witnesses gave no vote, "
+                f"{needed} must: {told}"
+            )
+        self.tally["certificates"] += 1
+        return found[0]
+
+    async def _persuade(
+        self,
+        member: PeerId,
+        entry: Entry,
+        votes: Tally,
+        found: list[Certificate],
+        why: list[str],
+        stop: Callable[[], None],
+    ) -> None:
+        """Lead one witness to *entry*, and count its vote."""
+        try:
+            answer = await self._lead(member, entry)
+        except MeshError as error:
+            why.append(f"{short_peer(member)}: {error}")
+            return
+        match answer:
+            case Voted(vote):
+                if certificate := votes.add(vote):
+                    found.append(certificate)
+                    stop()
+            case Refused(reason, evidence):
+                why.append(f"{short_peer(member)}: {reason}")
+                if evidence:
+                    await self.learn([each.encode() for each in evidence])
+            case Behind():
+                why.append(f"{short_peer(member)}: it is far behind")
+
+    async def _lead(self, member: PeerId, entry: Entry) -> Answer:
+        """Its last word. Raises MeshError."""
+        end = entry.content.seq
+        start = min(self._reached.get(member, end), end)
+        for _ in range(RUNS_MAX):
+            run = await self._run(entry, start)
+            answer = await self._ask(member, run)
+            match answer:
+                case Behind(seq=seq) if seq < start:
+                    start = seq
+                case Voted() if start + len(run) <= end:
+                    start += len(run)
+                case _:
+                    self._reached[member] = end + 1 if isinstance(answer, Voted) else start
+                    return answer
+            self._reached[member] = start
+        return Behind(entry.content.author, entry.content.net, start)
+
+    async def _run(self, entry: Entry, start: int) -> list[bytes]:
+        """Entries of our chain from *start* on, up to *entry*. Raises Unavailable."""
+        body = entry.content
+        if start == body.seq:
+            return [entry.encode()]
+
+        def read() -> list[bytes]:
+            chain = self.store.chain(body.author, start - 1)
+            ours = (each for each in chain if each.content.net == body.net)
+            return [each.encode() for each in islice(ours, min(RUN_MAX, body.seq - start + 1))]
+
+        try:
+            return await trio.to_thread.run_sync(read, limiter=self._thread)
+        except LedgerError as error:
+            raise Unavailable(f"our ledger: {error}") from None
+
+    async def _ask(self, member: PeerId, run: Sequence[bytes]) -> Answer:
+        """Raises MeshError."""
+        self.tally["witnesses_asked"] += 1
+        assert self.network is not None
+        if member == self.network.peer:
+            if self.witnessing is None:
+                raise Unavailable("this node is named as a witness and does not serve as one")
+            return await self.witnessing.ask(run)
+        data = await self.network.request(member, WITNESS, encode_question(run), ASK_S)
+        try:
+            return decode_answer(data)
+        except BadEntry as error:
+            self.network.penalize(member, f"witness: {error.reason}")
+            raise PeerError(f"no answer of a witness: {error.reason}") from None
+
+
+@define(eq=False)
+class Witnessing:
+    """Votes for what others sign, one question at a time, in a thread: its book fsyncs."""
+
+    witness: Witness
+    alarm: Callable[[MeshError], None]
+    """Hears that the book failed: who has no book, does not vote."""
+    _turn: trio.Lock = field(factory=trio.Lock, init=False)
+
+    async def answer(self, peer: PeerId, request: bytes) -> bytes:
+        """Serve *peer*'s question. Raises PeerError where it is none, Unavailable."""
+        try:
+            run = decode_question(request)
+        except BadEntry as error:
+            raise PeerError(f"witness: {error.reason}") from None
+        return encode_answer(await self.ask(run))
+
+    async def ask(self, run: Sequence[bytes]) -> Answer:
+        """What we say of *run*. Raises Unavailable."""
+        async with self._turn:
+            try:
+                return await trio.to_thread.run_sync(self.witness.ask, run)
+            except LedgerError as error:
+                self.alarm(Stopped(f"the book of votes: {error.reason}", error.hint))
+                raise Unavailable("its book of votes fails") from None
+
+    def statistics(self) -> dict[str, int]:
+        return {f"witness_{name}": count for name, count in self.witness.statistics().items()}
