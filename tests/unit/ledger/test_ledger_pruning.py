@@ -12,6 +12,7 @@ from ledger_replicas import BOTH, close_all, held, ids, in_memory, replica, sync
 
 from ledger.chain import Head
 from ledger.errors import BrokenChain, Corruption, LedgerError
+from ledger.fsck import examine
 from ledger.merge import Merged, Merger
 from ledger.model import Entry, Kind
 from ledger.proof import Tree, is_included
@@ -298,6 +299,21 @@ def test_it_is_still_pruned_after_opening_again(tmp_path: Path) -> None:
         assert list(store.entries()) == [head]
         assert accounts_of(store).all() == before
         assert store.scan() == len(entries)
+
+
+def test_fsck_finds_a_pruned_chain_whole_and_goes_on_from_its_head(tmp_path: Path) -> None:
+    bob = Chain(BOB)
+    waiting = bob.alloc(ALICE)
+    entries, head = headed(bob, [waiting, *settled(bob, 2)])
+    refund = Chain(ALICE).refund(entries[1], 9)
+    later = [bob.settle(ALICE, waiting), *settled(bob, 1)]
+    with Store.open(tmp_path / "ledger.sqlite") as store:
+        store.append_own([*entries, *later])
+        store.add([refund])
+        assert store.prune(head.id) == 6
+        assert list(examine(store, [BOB.key])) == []
+        store._db.execute("UPDATE entry SET seq = seq + 1 WHERE n < 0")
+        assert [problem.what for problem in examine(store, [BOB.key])] != []
 
 
 async def test_a_newcomer_gets_from_an_archive_what_a_pruned_replica_withholds() -> None:
