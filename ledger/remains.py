@@ -22,7 +22,7 @@ from ledger.errors import BadEntry
 from ledger.filed import number
 from ledger.model import Entry, Kind
 from ledger.proof import Tree
-from ledger.state import Resolution, deal_of, resolution_of
+from ledger.state import Carried, Resolution, deal_of, resolution_of
 
 PRUNED = 2
 """The state of an entry of which only this is left."""
@@ -160,6 +160,26 @@ def carry(db: sqlite3.Connection, chain: int, lefts: Iterable[Left]) -> None:
                 (was_refunded + refunded).to_bytes(_SUM, "big"),
             ),
         )
+
+
+def carried(db: sqlite3.Connection, net: bytes) -> list[Carried]:
+    """What the pruned entries of every chain amount to."""
+    rows = db.execute("SELECT chain, author, low FROM chain WHERE net = ? AND low > 0", (net,))
+    return [
+        Carried(author, peer, low, owed, refunded)
+        for chain, author, low in rows.fetchall()
+        for peer, (owed, refunded) in sums(db, chain).items()
+    ]
+
+
+def pruned_at(db: sqlite3.Connection, author: bytes, net: bytes, seq: int) -> frozenset[bytes]:
+    """The ids of what was pruned at one place."""
+    rows = db.execute(
+        "SELECT substr(raw, 1, 32) FROM entry JOIN chain USING (chain)"
+        " WHERE author = ? AND net = ? AND seq = ? AND state = 2",
+        (author, net, seq),
+    )
+    return frozenset(entry_id for (entry_id,) in rows)
 
 
 def lefts(db: sqlite3.Connection, chain: int) -> Iterator[Left]:

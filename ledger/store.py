@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
 
 from attrs import evolve
 
@@ -33,6 +32,7 @@ from ledger.glance import Glance
 from ledger.holdings import ChainKey, Holding, Total
 from ledger.keys import Verify, entry_message
 from ledger.model import Entry, Kind
+from ledger.rows import Row, entry_of, found_by, glance_of
 from ledger.state import Carried, Deal, Resolution
 from ledger.statements import Checkpoint, Refund
 
@@ -42,10 +42,7 @@ PAGE = 500
 _CLOSING = (Kind.SETTLE, Kind.VOID)
 _VOUCHED, _CHECKED = 0, 1  # the states of an entry
 _SELECT = "SELECT n, raw FROM entry "
-_BY_ID = "start = ? AND substr(raw, 1, 32) = ?"  # bind `_found_by`
-
-_Row: TypeAlias = tuple[int, bytes]
-"""(n, what `_raw` makes of an entry)"""
+_BY_ID = "start = ? AND substr(raw, 1, 32) = ?"  # bind `found_by`
 
 
 class Store:
@@ -111,7 +108,7 @@ class Store:
 
     def vouched(self, limit: int) -> tuple[Glance, ...]:
         """Up to *limit* entries that nobody has checked yet, the oldest first."""
-        return tuple(map(_glance, self._rows("WHERE state = 0 ORDER BY n LIMIT ?", limit)))
+        return tuple(map(glance_of, self._rows("WHERE state = 0 ORDER BY n LIMIT ?", limit)))
 
     def drop_vouched(self, entry_ids: Iterable[bytes]) -> int:
         """Forget entries that turned out to be no good before anybody saw them; how many."""
@@ -130,7 +127,7 @@ class Store:
 
     def entry(self, entry_id: bytes) -> Entry | None:
         """The entry of that id. Raises LedgerError."""
-        return next(self._read(f"WHERE {_BY_ID} AND state = 1", *_found_by(entry_id)), None)
+        return next(self._read(f"WHERE {_BY_ID} AND state = 1", *found_by(entry_id)), None)
 
     def holding(self, author: bytes, net: bytes) -> Holding:
         """What is held of one chain. Raises LedgerError."""
@@ -176,14 +173,23 @@ class Store:
             PAGE,
         ):
             for row in rows:
-                glance = _glance(row)
+                glance = glance_of(row)
                 yield glance
             seq, n = glance.seq, rows[-1][0] + 1
+
+    def places(self, author: bytes, net: bytes) -> Iterator[tuple[int, bytes]]:
+        """(seq, id) of a chain's entries by seq, pruned ones too; nobody may write meanwhile."""
+        with telling_why():
+            yield from self._db.execute(
+                "SELECT seq, substr(raw, 1, 32) FROM entry JOIN chain USING (chain)"
+                " WHERE author = ? AND net = ? ORDER BY seq",
+                (author, net),
+            )
 
     def glance(self, entry_id: bytes) -> Glance | None:
         """The entry of that id, be it vouched for only. Raises LedgerError."""
         return next(
-            map(_glance, self._rows(f"WHERE {_BY_ID} AND state < 2", *_found_by(entry_id))), None
+            map(glance_of, self._rows(f"WHERE {_BY_ID} AND state < 2", *found_by(entry_id))), None
         )
 
     def head(self, author: bytes, net: bytes) -> Head:
@@ -211,7 +217,7 @@ class Store:
             PAGE,
         ):
             for row in rows:
-                entry = _entry(row)
+                entry = entry_of(row)
                 yield entry
             seq, n = entry.content.seq, rows[-1][0] + 1
 
@@ -232,14 +238,14 @@ class Store:
         n = 0
         while rows := self._rows("WHERE n > ? AND state = 1 ORDER BY n LIMIT ?", n, PAGE):
             n = rows[-1][0]
-            yield from map(_entry, rows)
+            yield from map(entry_of, rows)
 
     def prune(self, head_id: bytes) -> int:
         """Drop the deals that are over for good below a HEAD; how many entries went.
 
         That witnesses signed this HEAD is the caller's to know: it is why nobody can fork what is
-        below it. Nothing of a chain that forked goes. Raises LedgerError if the HEAD is none that
-        we hold all of.
+        below it. Nothing of a chain that forked goes. Memory grows with what goes, and 64 bytes for
+        each entry below. Raises LedgerError if the HEAD is none that we hold all of.
         """
         with telling_why(), transaction(self._db):
             head = self.entry(head_id)
@@ -265,14 +271,7 @@ class Store:
     def carried(self, net: bytes) -> list[Carried]:
         """What pruned entries amount to, for a fold over the others. Raises LedgerError."""
         with telling_why():
-            rows = self._db.execute(
-                "SELECT chain, author, low FROM chain WHERE net = ? AND low > 0", (net,)
-            )
-            return [
-                Carried(author, peer, low, owed, refunded)
-                for chain, author, low in rows.fetchall()
-                for peer, (owed, refunded) in remains.sums(self._db, chain).items()
-            ]
+            return remains.carried(self._db, net)
 
     def closed(self, deal: Deal) -> Resolution | None:
         """How a pruned deal ended. Raises LedgerError."""
@@ -284,12 +283,7 @@ class Store:
     def pruned_at(self, author: bytes, net: bytes, seq: int) -> frozenset[bytes]:
         """The ids of what was pruned at this place. Raises LedgerError."""
         with telling_why():
-            rows = self._db.execute(
-                "SELECT substr(raw, 1, 32) FROM entry JOIN chain USING (chain)"
-                " WHERE author = ? AND net = ? AND seq = ? AND state = 2",
-                (author, net, seq),
-            )
-            return frozenset(entry_id for (entry_id,) in rows)
+            return remains.pruned_at(self._db, author, net, seq)
 
     def scan(self, verify: Verify = keys.verify) -> int:
         """Check everything on disk against its hash and signature; how many entries there are.
@@ -323,7 +317,7 @@ class Store:
         except Corruption as problem:  # of the file itself: nothing can be read beyond it
             yield problem
 
-    def _damaged(self, rows: Iterable[_Row], verify: Verify) -> Iterator[Corruption]:
+    def _damaged(self, rows: Iterable[Row], verify: Verify) -> Iterator[Corruption]:
         for row in rows:
             try:
                 with telling_why():
@@ -353,7 +347,7 @@ class Store:
             head = origin(body, self.entry(body.prev))
         check_link(head, entry, alloc.content if alloc else None)
 
-    def _check_row(self, row: _Row, verify: Verify) -> None:
+    def _check_row(self, row: Row, verify: Verify) -> None:
         n, raw = row
         start = number(raw[:8])
         *columns, state, low = self._db.execute(
@@ -366,7 +360,7 @@ class Store:
             if is_start != start or seq >= low or empty != [None, None]:
                 raise Corruption(f"entry r-{raw[:32].hex()} is filed under the wrong key", RESTORE)
             return
-        filed = checked(_entry(row)) if state == _CHECKED else vouched(_glance(row))
+        filed = checked(entry_of(row)) if state == _CHECKED else vouched(glance_of(row))
         if columns != [*filed.key, start, filed.seq, filed.hlc, filed.task, filed.ref]:
             raise Corruption(f"entry r-{filed.id.hex()} is filed under the wrong key", RESTORE)
         author = filed.key[0]
@@ -380,7 +374,7 @@ class Store:
             where = f"the chain of {author.hex()} below {low}"
             heads = (e for e in self.chain(author, low - 1) if e.content.net == net)
             root = next(map(_root, heads), b"")
-            if not forked and root != remains.root_below(self._db, chain, low):
+            if not forked and (root == b"" or root != remains.root_below(self._db, chain, low)):
                 raise Corruption(f"{where} is not what its HEAD is over", RESTORE)
             try:
                 summed = remains.summed(remains.lefts(self._db, chain))
@@ -405,7 +399,7 @@ class Store:
                     gone[entry.id] = remains.Closed(body.peer, end)
             elif body.kind is Kind.REFUND and remains.is_pruned(self._db, body.ref):
                 gone[entry.id] = remains.Returned(body.peer, Refund.decode(body.terms).amount)
-        for entry_id, left in gone.items():
+        for entry_id, left in reversed(gone.items()):  # so that their rows lie close: see `leave`
             remains.leave(self._db, entry_id, left)
         remains.carry(self._db, chain, gone.values())
         return len(gone)
@@ -461,7 +455,7 @@ class Store:
     def _drop(self, entry_id: bytes) -> bool:
         row = self._db.execute(
             f"SELECT n, chain FROM entry WHERE {_BY_ID} AND state = 0",  # noqa: S608 (our own text)
-            _found_by(entry_id),
+            found_by(entry_id),
         ).fetchone()
         if row is None:
             return False
@@ -483,39 +477,11 @@ class Store:
     def _read(self, where: str, *values: object) -> Iterator[Entry]:
         """Entries one by one, for a caller that stops in time; nobody may write meanwhile."""
         with telling_why():
-            yield from map(_entry, self._db.execute(_SELECT + where, values))
+            yield from map(entry_of, self._db.execute(_SELECT + where, values))
 
-    def _rows(self, where: str, *values: object) -> list[_Row]:
+    def _rows(self, where: str, *values: object) -> list[Row]:
         with telling_why():
             return self._db.execute(_SELECT + where, values).fetchall()
-
-
-def _found_by(entry_id: bytes) -> tuple[int, bytes]:
-    return (number(entry_id[:8]), entry_id)
-
-
-def _cut(raw: bytes) -> tuple[bytes, bytes, bytes]:
-    """(id, body, sig)"""
-    return raw[:32], raw[96:], raw[32:96]
-
-
-def _entry(row: _Row) -> Entry:
-    entry_id, body, sig = _cut(row[1])
-    entry = Entry(body, sig)
-    if entry.id != entry_id:
-        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", RESTORE)
-    return entry
-
-
-def _glance(row: _Row) -> Glance:
-    entry_id, body, sig = _cut(row[1])
-    try:
-        glance = Glance.of(body, sig)
-    except BadEntry:
-        glance = None
-    if glance is None or glance.id != entry_id:
-        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", RESTORE)
-    return glance
 
 
 def _root(head: Entry) -> bytes:

@@ -12,6 +12,7 @@ from ledger_replicas import BOTH, close_all, held, ids, in_memory, replica, sync
 
 from ledger.chain import Head
 from ledger.errors import BrokenChain, Corruption, LedgerError
+from ledger.fsck import examine
 from ledger.merge import Merged, Merger
 from ledger.model import Entry, Kind
 from ledger.proof import Tree, is_included
@@ -300,6 +301,21 @@ def test_it_is_still_pruned_after_opening_again(tmp_path: Path) -> None:
         assert store.scan() == len(entries)
 
 
+def test_fsck_finds_a_pruned_chain_whole_and_goes_on_from_its_head(tmp_path: Path) -> None:
+    bob = Chain(BOB)
+    waiting = bob.alloc(ALICE)
+    entries, head = headed(bob, [waiting, *settled(bob, 2)])
+    refund = Chain(ALICE).refund(entries[1], 9)
+    later = [bob.settle(ALICE, waiting), *settled(bob, 1)]
+    with Store.open(tmp_path / "ledger.sqlite") as store:
+        store.append_own([*entries, *later])
+        store.add([refund])
+        assert store.prune(head.id) == 6
+        assert list(examine(store, [BOB.key])) == []
+        store._db.execute("UPDATE entry SET seq = seq + 1 WHERE n < 0")
+        assert [problem.what for problem in examine(store, [BOB.key])] != []
+
+
 async def test_a_newcomer_gets_from_an_archive_what_a_pruned_replica_withholds() -> None:
     bob, carol = Chain(BOB), Chain(CAROL)
     entries, head = headed(bob, settled(bob, 4))
@@ -321,6 +337,19 @@ async def test_a_newcomer_gets_from_an_archive_what_a_pruned_replica_withholds()
         assert ids(newcomer) == ids(pruned) == ids(archive)
         again, _ = await synced(newcomer, pruned, BOTH)
         assert again.is_equal
+    close_all()
+
+
+async def test_a_chain_that_comes_with_holes_is_told_whoever_calls() -> None:
+    bob = Chain(BOB)
+    entries, head = headed(bob, settled(bob, 4))
+    pruned = replica(entries)
+    pruned.merger.store.prune(head.id)
+    newcomer = replica()
+    _, theirs = await synced(pruned, newcomer, (Scope.HEADS,))
+    assert (theirs.new, theirs.withheld) == (1, 1)
+    _, theirs = await synced(replica(entries), newcomer, (Scope.HEADS,))
+    assert (theirs.new, theirs.withheld) == (12, 0)
     close_all()
 
 
