@@ -19,6 +19,7 @@ from test_node_desk import KEY, open_desk
 from ledger.audit import findings
 from ledger.bundle import read
 from ledger.evidence import Inclusion
+from ledger.glance import Glance
 from ledger.model import KINDS_KNOWN, TERMED, Entry, Kind
 from ledger.statements import Line, Op
 from ledger.validity import prove_fork
@@ -172,6 +173,17 @@ async def test_a_chain_with_a_gap_is_left_out_of_a_bundle_and_counted(tmp_path: 
         f.is_good for f in findings(e for e in read(data.splitlines()) if isinstance(e, Entry))
     )
     assert (len(lines.splitlines()), every, none) == (10, 10, 0)
+
+
+async def test_no_bundle_is_made_while_entries_are_only_vouched_for(tmp_path: Path) -> None:
+    """They would be missing from it, and whoever reads it would see gaps."""
+    bob = Chain(BOB)
+    first, last = bob.alloc(ALICE), bob.alloc(ALICE)
+    async with keeping(tmp_path) as (_, keeper):
+        keeper.ledger.add([last], [Glance.of(first.body, first.sig)])
+        with pytest.raises(Unavailable, match="still being checked"):
+            await exported(keeper, Form.BUNDLE)
+        assert (await exported(keeper, Form.JSONL))[1] == 1
 
 
 async def test_one_task_comes_with_the_proofs_of_its_entries(tmp_path: Path) -> None:
