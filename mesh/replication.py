@@ -1,9 +1,9 @@
 """Replication: this node's ledger and the others' become equal. A thin shell around `ledger`.
 
 Our own new entries are **pushed** by gossip. What gossip brings is merged in batches. What it did
-not bring is **repaired**: now and then with a peer at random, those first who came since the last
-time; chain by chain, and entry by entry where that cannot be enough. A round that moved entries is
-followed up soon: where something was missing there is more.
+not bring is **repaired**: now and then with the next peer of a rota, chain by chain, and entry by
+entry where that cannot be enough. A round that moved entries is followed up soon: where something
+was missing there is more.
 
 Everything that blocks is done one piece at a time in a thread, on a connection of its own, and its
 transactions are short: nobody holds up the performer's commits.
@@ -35,6 +35,7 @@ from mesh.ids import PeerId, short_peer
 from mesh.network.calls import Call
 from mesh.network.gossip import ENTRIES
 from mesh.network.network import LEDGER, Network
+from mesh.rota import Rota
 from mesh.rumours import Rumours
 from mesh.sansio import ChainConfirmed, Event, Learned
 
@@ -126,12 +127,13 @@ class Replication:
     """We had nothing, and nobody has told us all yet."""
     _is_unchecked: bool = field(default=True, init=False)
     """Some entries may only be vouched for."""
-    _met: frozenset[PeerId] = field(default=frozenset(), init=False)
+    _rota: Rota = field(init=False)
     _unequal: int = field(default=0, init=False)
     """Rounds in a row after which both still differed, though chains were compared twice."""
     _full_at: float = field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._rota = Rota(self.rng)
         self._replica = Replica(
             self.merger, _now_ms, trio.current_time, self._in_turn, self._take_note
         )
@@ -452,15 +454,8 @@ class Replication:
         return bool(synced.new or synced.sent)
 
     def _next_peer(self) -> PeerId | None:
-        """Anybody who is connected and not calling us; first who came since the last round."""
-        connected = frozenset(self._ways.connected())
-        self._met &= connected
-        free = {peer for peer in connected if not self._ways.is_answering(peer)}
-        if not free:
-            return None
-        peer = self.rng.choice(sorted((free - self._met) or free))
-        self._met |= {peer}
-        return peer
+        connected = self._ways.connected()
+        return self._rota.next(connected, tuple(filter(self._ways.is_answering, connected)))
 
     def _is_full_due(self) -> bool:
         """By the clock, or because chains alone do not make us equal: forks have several arms."""
