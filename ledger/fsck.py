@@ -39,6 +39,11 @@ def examine(
     store: Store, own: Collection[bytes] = (), seen: Seen = lambda _: None
 ) -> Iterator[Problem]:
     """All that is wrong with *store*. The chains of the keys in *own* must be whole, too."""
+    with store.snapshot():
+        yield from _examine(store, own, seen)
+
+
+def _examine(store: Store, own: Collection[bytes], seen: Seen) -> Iterator[Problem]:
     is_sound = True
     for damage in store.damage(seen=seen):
         is_sound = False
@@ -57,6 +62,8 @@ def examine(
 
 def _counted(store: Store, holding: Holding) -> Iterator[Problem]:
     """That what is held of a chain is what is said to be held."""
+    if holding.low:  # some of it was pruned: `Store.damage` has compared that with its HEAD
+        return
     total, seqs, last = Total(), 0, -1
     gap = False
     for glance in store.glances(holding.author, holding.net, 0, 2**63 - 1):
@@ -69,11 +76,17 @@ def _counted(store: Store, holding: Holding) -> Iterator[Problem]:
 
 
 def _own(store: Store, holding: Holding) -> Iterator[Problem]:
-    """That our own chain goes on from its start, and that we signed nothing twice."""
+    """That our own chain goes on from its start, and that we signed nothing twice.
+
+    Of a chain that was pruned only what is above is looked at: its HEAD vouches for the rest.
+    """
     head: Head | None = None
-    for entry in store.chain(holding.author):
+    for entry in store.chain(holding.author, holding.low - 1):
         body = entry.content
         if body.net != holding.net:
+            continue
+        if holding.low and head is None:
+            head = Head.after(entry)
             continue
         alloc = store.entry(body.ref) if body.ref else None
         try:
@@ -103,7 +116,9 @@ def _balanced(store: Store) -> Iterator[Problem]:
         if count == ACCOUNTS_MAX:
             return
         net = entry.content.net
-        accounts.setdefault(net, Accounts(net)).add(entry)
+        if net not in accounts:
+            accounts[net] = Accounts(net, store)
+        accounts[net].add(entry)
     for net, folded in accounts.items():
         every = folded.all().values()
         owed = sum(account.posted_debit for account in every)

@@ -257,7 +257,8 @@ class _Written:
 
 
 def _is_whole(holding: Holding) -> bool:
-    return holding.author == b"" or holding.height == holding.top
+    """Whether all of the chain is here, from its start."""
+    return holding.author == b"" or (holding.height == holding.top and holding.low == 0)
 
 
 def _written(entries: Iterable[Entry], form: Form, *, with_title: bool) -> str:

@@ -175,6 +175,18 @@ async def test_a_chain_with_a_gap_is_left_out_of_a_bundle_and_counted(tmp_path: 
     assert (len(lines.splitlines()), every, none) == (10, 10, 0)
 
 
+async def test_a_chain_that_was_pruned_is_left_out_of_a_bundle(tmp_path: Path) -> None:
+    bob = Chain(BOB)
+    alloc = bob.alloc(ALICE)
+    over = [alloc, bob.settle(ALICE, alloc)]
+    head = bob.checkpoint(over)
+    async with keeping(tmp_path) as (_, keeper):
+        keeper.ledger.add([*over, head])
+        assert (await exported(keeper, Form.BUNDLE))[1:] == (3, 0)
+        keeper.ledger.prune(head.id)
+        assert (await exported(keeper, Form.BUNDLE))[1:] == (0, 3)
+
+
 async def test_no_bundle_is_made_while_entries_are_only_vouched_for(tmp_path: Path) -> None:
     """They would be missing from it, and whoever reads it would see gaps."""
     bob = Chain(BOB)
