@@ -75,6 +75,8 @@ class Bookkeeper:
     """Held by whoever reads from *ledger*."""
     merge: Callable[[Sequence[bytes]], Awaitable[Merged]]
     """Takes in encoded entries, and tells whom they concern."""
+    publish: Callable[[Sequence[Entry]], None]
+    """Tells everybody of what was new. Never waits."""
     driver: Driver
     credit: Credit
     tier: Tier
@@ -155,6 +157,7 @@ class Bookkeeper:
         """
         theirs = await self._read(lambda: [wire for wire in wires if not self._is_our_news(wire)])
         merged = await self.merge(theirs)
+        self.publish(merged.entries)
         return Intake(
             added=len(merged.entries),
             known=merged.known,

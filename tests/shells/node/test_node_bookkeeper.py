@@ -256,6 +256,8 @@ async def test_entries_are_checked_kept_and_told_to_the_kernel_where_they_concer
     not_about_us = seller.line(BOB, 500)
     keyop = Chain(CAROL).keyop(Op.DELEGATE, DAVE)
     async with keeping(tmp_path) as (desk, keeper):
+        told: list[Entry] = []
+        keeper = evolve(keeper, publish=told.extend)
         wires = [entry.encode() for entry in (about_us, not_about_us, keyop)]
         taken = await keeper.take_in([*wires, b"rubbish", wires[0]])
         assert (taken.added, taken.refused) == (3, 1)
@@ -265,8 +267,9 @@ async def test_entries_are_checked_kept_and_told_to_the_kernel_where_they_concer
         (learned,) = posted(desk)
         assert isinstance(learned, Learned)
         assert set(learned.entries) == {wires[0], wires[2]}
+        assert {entry.encode() for entry in told} == set(wires)
         assert (await keeper.take_in(wires)).known == 3
-        assert posted(desk) == []
+        assert (posted(desk), len(told)) == ([], 3)
 
 
 async def test_a_fork_that_comes_in_is_told_to_the_kernel(tmp_path: Path) -> None:
