@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 from ledger import held, remains
+from ledger.codec import UINT_MAX
 from ledger.database import RESTORE, telling_why
 from ledger.errors import BadEntry, Corruption
 from ledger.filed import checked, number, vouched
@@ -31,7 +32,7 @@ def found(
     db: sqlite3.Connection, chain_of: Chain, verify: Verify, seen: Callable[[int], None]
 ) -> Iterator[Corruption]:
     """All damage; *seen* hears how many entries were looked at."""
-    count = n = 0
+    count, n = 0, -UINT_MAX
     try:
         with telling_why():
             (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()

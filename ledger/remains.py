@@ -76,9 +76,13 @@ def end_of(alloc: Entry, about: Collection[Entry], below: int) -> Resolution | N
 
 
 def leave(db: sqlite3.Connection, entry_id: bytes, left: Left) -> None:
-    """Keep of an entry its id, its place, and *left*."""
+    """Keep of an entry its id, its place, and *left*.
+
+    The row moves to below 0, among its like: where it was, whole pages fall empty and are used
+    again, and SQLite would not join half-empty ones.
+    """
     db.execute(
-        "UPDATE entry SET state = 2, task = NULL, ref = NULL, raw = ?"
+        "UPDATE entry SET n = -n, state = 2, task = NULL, ref = NULL, raw = ?"
         " WHERE start = ? AND substr(raw, 1, 32) = ?",
         (entry_id + _encode(left), number(entry_id[:8]), entry_id),
     )
@@ -165,12 +169,17 @@ def lefts(db: sqlite3.Connection, chain: int) -> Iterator[Left]:
 
 
 def root_below(db: sqlite3.Connection, chain: int, seq: int) -> bytes:
-    """Of the tree over the ids of a chain without forks: pruned entries are in it too."""
+    """Of the tree over the chain's ids, those of pruned entries too; empty if there is a gap."""
     rows = db.execute(
-        "SELECT substr(raw, 1, 32) FROM entry WHERE chain = ? AND seq < ? ORDER BY seq",
+        "SELECT seq, substr(raw, 1, 32) FROM entry WHERE chain = ? AND seq < ? ORDER BY seq",
         (chain, seq),
     )
-    return Tree(entry_id for (entry_id,) in rows).root()
+    tree = Tree()
+    for place, entry_id in rows:
+        if place != len(tree):
+            return b""
+        tree.append(entry_id)
+    return tree.root()
 
 
 def _encode(left: Left) -> bytes:

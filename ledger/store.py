@@ -86,7 +86,7 @@ class Store:
         """
         with telling_why(), transaction(self._db):
             for entry in entries:
-                if self.entry(entry.id) is None:
+                if self.entry(entry.id) is None and not remains.is_pruned(self._db, entry.id):
                     self._check_own(entry)
                     self._file([checked(entry)])
 
