@@ -50,6 +50,24 @@ def test_a_bill_is_audited_written_down_and_checked_without_a_node(mesh: Mesh) -
 
 
 @pytest.mark.slow
+def test_a_third_node_runs_a_bill_of_two_others_again(mesh: Mesh) -> None:
+    """It had no part in the deal: the receipt came by gossip, the job comes from its parties."""
+    buyer, auditor, _seller = mesh.start(3, buyers=2)
+    mesh.meet()
+    record = buyer.client.submit(WITNESS, ["a task"], limits=SMALL).result(PATIENCE_S)
+    eventually(
+        lambda: record.settle in {receipt.receipt_id for receipt in auditor.client.receipts()},
+        "the receipt is known to all",
+    )
+    told = facts(auditor, "audit", "--rerun", "all", "--others", "--export", "bundle")
+    findings = told["findings"]
+    assert isinstance(findings, list)
+    (again,) = [each for each in findings if each["check"] == "rerun"]
+    assert (again["receipt_id"], again["is_good"]) == (record.settle, True), again
+    assert auditor.command("audit", "--verify", "bundle").returncode == 0
+
+
+@pytest.mark.slow
 def test_a_line_that_is_set_is_signed_and_holds_after_a_restart(mesh: Mesh) -> None:
     buyer, seller = mesh.start(2, buyers=1)
     mesh.meet()
