@@ -39,6 +39,11 @@ def examine(
     store: Store, own: Collection[bytes] = (), seen: Seen = lambda _: None
 ) -> Iterator[Problem]:
     """All that is wrong with *store*. The chains of the keys in *own* must be whole, too."""
+    with store.snapshot():
+        yield from _examine(store, own, seen)
+
+
+def _examine(store: Store, own: Collection[bytes], seen: Seen) -> Iterator[Problem]:
     is_sound = True
     for damage in store.damage(seen=seen):
         is_sound = False
@@ -57,6 +62,8 @@ def examine(
 
 def _counted(store: Store, holding: Holding) -> Iterator[Problem]:
     """That what is held of a chain is what is said to be held."""
+    if holding.low:  # some of it was pruned: `Store.damage` has compared that with its HEAD
+        return
     total, seqs, last = Total(), 0, -1
     gap = False
     for seq, entry_id in store.places(holding.author, holding.net):

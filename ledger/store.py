@@ -16,33 +16,32 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
 from attrs import evolve
 
-from ledger import held, keys, remains
+from ledger import damage, held, keys, remains
 from ledger.chain import Head, check_link, origin, rotated_to
-from ledger.codec import UINT_MAX
-from ledger.database import RESTORE, opened, snapshot, telling_why, transaction, viewed
-from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
+from ledger.database import opened, snapshot, telling_why, transaction, viewed
+from ledger.errors import BrokenChain, Corruption, LedgerError
 from ledger.filed import Filed, better, checked, number, vouched
 from ledger.glance import Glance
 from ledger.holdings import ChainKey, Holding, Total
-from ledger.keys import Verify, entry_message
+from ledger.keys import Verify
 from ledger.model import Entry, Kind
-from ledger.rows import Row, entry_of, found_by, glance_of
+from ledger.rows import SELECT, Row, entry_of, glance_of, root_of
 from ledger.state import Carried, Deal, Resolution
-from ledger.statements import Checkpoint, Refund
+from ledger.statements import Refund
 
 PAGE = 500
 """Entries read at a time."""
 
 _CLOSING = (Kind.SETTLE, Kind.VOID)
 _VOUCHED, _CHECKED = 0, 1  # the states of an entry
-_SELECT = "SELECT n, raw FROM entry "
-_BY_ID = "start = ? AND substr(raw, 1, 32) = ?"  # bind `found_by`
+_BY_ID = "start = ? AND substr(raw, 1, 32) = ?"  # bind `_found_by`
 
 
 class Store:
@@ -127,7 +126,7 @@ class Store:
 
     def entry(self, entry_id: bytes) -> Entry | None:
         """The entry of that id. Raises LedgerError."""
-        return next(self._read(f"WHERE {_BY_ID} AND state = 1", *found_by(entry_id)), None)
+        return next(self._read(f"WHERE {_BY_ID} AND state = 1", *_found_by(entry_id)), None)
 
     def holding(self, author: bytes, net: bytes) -> Holding:
         """What is held of one chain. Raises LedgerError."""
@@ -189,7 +188,7 @@ class Store:
     def glance(self, entry_id: bytes) -> Glance | None:
         """The entry of that id, be it vouched for only. Raises LedgerError."""
         return next(
-            map(glance_of, self._rows(f"WHERE {_BY_ID} AND state < 2", *found_by(entry_id))), None
+            map(glance_of, self._rows(f"WHERE {_BY_ID} AND state < 2", *_found_by(entry_id))), None
         )
 
     def head(self, author: bytes, net: bytes) -> Head:
@@ -259,7 +258,7 @@ class Store:
             below = head.content.seq
             if holding.height <= below:
                 raise LedgerError(f"entry {holding.height} is missing", "fetch the chain first")
-            if remains.root_below(self._db, chain, below) != _root(head):
+            if remains.root_below(self._db, chain, below) != root_of(head):
                 raise LedgerError("the HEAD is over other entries", "keep both: it is evidence")
             gone = self._leave_deals(chain, holding.key, below)
             if gone:
@@ -290,7 +289,7 @@ class Store:
 
         Raises Corruption, which names the first entry that is not what was stored.
         """
-        with telling_why(), snapshot(self._db):
+        with self.snapshot():
             for problem in self.damage(verify):
                 raise problem
             return self.total().count
@@ -299,31 +298,13 @@ class Store:
         self, verify: Verify = keys.verify, seen: Callable[[int], None] = lambda _: None
     ) -> Iterator[Corruption]:
         """All that is not as it was stored; *seen* hears how many entries were looked at."""
-        count, n = 0, -UINT_MAX
-        try:
-            with telling_why():
-                (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
-            if verdict != "ok":
-                yield Corruption(f"the ledger file is damaged: {verdict}", RESTORE)
-            while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
-                n = rows[-1][0]
-                count += len(rows)
-                yield from self._damaged(rows, verify)
-                seen(count)
-            self._check_remains()
-            if count != self.total().count:
-                told = f"{count} entries where {self.total().count} are counted"
-                yield Corruption(told, RESTORE)
-        except Corruption as problem:  # of the file itself: nothing can be read beyond it
-            yield problem
+        return damage.found(self._db, self.chain, verify, seen)
 
-    def _damaged(self, rows: Iterable[Row], verify: Verify) -> Iterator[Corruption]:
-        for row in rows:
-            try:
-                with telling_why():
-                    self._check_row(row, verify)
-            except Corruption as problem:
-                yield problem
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read within is of one moment, whoever writes meanwhile."""
+        with telling_why(), snapshot(self._db):
+            yield
 
     def _beginning(self, author: bytes, net: bytes) -> Head:
         # Read once in a key's life, so by looking at every KEYOP: its kind is the 13th byte.
@@ -346,42 +327,6 @@ class Store:
         if head.seq == 0:  # it may begin at zeros, or at any ROTATE to its author
             head = origin(body, self.entry(body.prev))
         check_link(head, entry, alloc.content if alloc else None)
-
-    def _check_row(self, row: Row, verify: Verify) -> None:
-        n, raw = row
-        start = number(raw[:8])
-        *columns, state, low = self._db.execute(
-            "SELECT author, net, start, seq, hlc, task, ref, state, low FROM entry JOIN chain"
-            " USING (chain) WHERE entry.n = ?",
-            (n,),
-        ).fetchone() or (None, None)
-        if state == remains.PRUNED:  # `_check_remains` looks at all of them together
-            _, _, is_start, seq, _, *empty = columns
-            if is_start != start or seq >= low or empty != [None, None]:
-                raise Corruption(f"entry r-{raw[:32].hex()} is filed under the wrong key", RESTORE)
-            return
-        filed = checked(entry_of(row)) if state == _CHECKED else vouched(glance_of(row))
-        if columns != [*filed.key, start, filed.seq, filed.hlc, filed.task, filed.ref]:
-            raise Corruption(f"entry r-{filed.id.hex()} is filed under the wrong key", RESTORE)
-        author = filed.key[0]
-        if filed.is_checked and author and not verify(author, entry_message(filed.id), filed.sig):
-            raise Corruption(f"entry r-{filed.id.hex()} has a damaged signature", RESTORE)
-
-    def _check_remains(self) -> None:
-        """That the ids of what was pruned are those under the HEAD, and the sums are theirs."""
-        pruned = self._db.execute("SELECT chain, author, net, low, forked FROM chain WHERE low > 0")
-        for chain, author, net, low, forked in pruned.fetchall():
-            where = f"the chain of {author.hex()} below {low}"
-            heads = (e for e in self.chain(author, low - 1) if e.content.net == net)
-            root = next(map(_root, heads), b"")
-            if not forked and (root == b"" or root != remains.root_below(self._db, chain, low)):
-                raise Corruption(f"{where} is not what its HEAD is over", RESTORE)
-            try:
-                summed = remains.summed(remains.lefts(self._db, chain))
-            except BadEntry as error:
-                raise Corruption(f"{where} is damaged: {error}", RESTORE) from None
-            if summed != remains.sums(self._db, chain):
-                raise Corruption(f"{where} amounts to something else", RESTORE)
 
     def _leave_deals(self, chain: int, key: ChainKey, below: int) -> int:
         """Of the chain's deals that are over and all *below*, leave what has to be; how many."""
@@ -455,7 +400,7 @@ class Store:
     def _drop(self, entry_id: bytes) -> bool:
         row = self._db.execute(
             f"SELECT n, chain FROM entry WHERE {_BY_ID} AND state = 0",  # noqa: S608 (our own text)
-            found_by(entry_id),
+            _found_by(entry_id),
         ).fetchone()
         if row is None:
             return False
@@ -477,14 +422,12 @@ class Store:
     def _read(self, where: str, *values: object) -> Iterator[Entry]:
         """Entries one by one, for a caller that stops in time; nobody may write meanwhile."""
         with telling_why():
-            yield from map(entry_of, self._db.execute(_SELECT + where, values))
+            yield from map(entry_of, self._db.execute(SELECT + where, values))
 
     def _rows(self, where: str, *values: object) -> list[Row]:
         with telling_why():
-            return self._db.execute(_SELECT + where, values).fetchall()
+            return self._db.execute(SELECT + where, values).fetchall()
 
 
-def _root(head: Entry) -> bytes:
-    """What a HEAD says of the entries before it; nothing, if it is another kind of entry."""
-    is_head = head.content.kind is Kind.HEAD
-    return Checkpoint.decode(head.content.terms).root if is_head else b""
+def _found_by(entry_id: bytes) -> tuple[int, bytes]:
+    return (number(entry_id[:8]), entry_id)

@@ -234,6 +234,7 @@ async def _serve(
             ledger=files.reader,
             reading=reading,
             merge=replication.learn_from,
+            publish=replication.push,
             driver=driver,
             credit=kernel.credit,
             tier=_tier(kernel, quorum),
