@@ -4,6 +4,7 @@ a node that was restored from a backup goes on where it had been."""
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -81,10 +82,11 @@ def test_a_partition_heals_within_three_repair_periods(
 
 @pytest.mark.slow
 async def test_a_fork_told_to_different_nodes_is_found_out_by_all(
-    replicas: tuple[Sequence[Node], Switchboard],
+    replicas: tuple[Sequence[Node], Switchboard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By gossip, which takes a heartbeat or two: long before repairs would have spread it."""
     nodes, _ = replicas
+    monkeypatch.setattr("ledger_deals.WALL_MS", time.time_ns() // 10**6)
     chain = Chain(FORKER, net=NET)
     arms = [chain.fork().alloc(ALICE), chain.alloc(ALICE, price=7)]
     forked = await trio.to_thread.run_sync(partial(forks, nodes))
