@@ -12,6 +12,7 @@ from typing import TypeAlias, cast
 from unicodedata import is_normalized
 
 import msgpack
+from msgspec.msgpack import Encoder
 
 from ledger.errors import BadEntry
 
@@ -59,8 +60,7 @@ def unpack(data: bytes, limit: int) -> Value:
     return cast(Value, value)
 
 
-def _pack(value: Value) -> bytes:
-    return cast(bytes, msgpack.packb(value, use_bin_type=True))
+_pack = Encoder().encode
 
 
 def _flaw(value: object, depth: int) -> str:

@@ -12,6 +12,9 @@ from ledger.errors import BadEntry
 
 NAME_MAX = 64
 """Characters of a name, such as a meter's."""
+CID_LENGTH = 36
+CID_PREFIXES = frozenset(bytes((1, codec, 0x12, 0x20)) for codec in range(0x80))
+"""How a CIDv1 begins, whatever its codec: the digest is SHA-256."""
 
 
 @frozen
@@ -76,20 +79,14 @@ def _is_name(value: object) -> bool:
 
 
 def _is_cid(value: object) -> bool:
-    return (
-        type(value) is bytes
-        and len(value) == 36
-        and value[0] == 1
-        and value[1] < 0x80
-        and value[2:4] == b"\x12\x20"
-    )
+    return type(value) is bytes and len(value) == CID_LENGTH and value[:4] in CID_PREFIXES
 
 
 UINT = uint()
 KEY = sized(32)
 HASH = sized(32)
 SIGNATURE = sized(64)
-CID = Rule("a CIDv1 with sha2-256 of 36 bytes", _is_cid)
+CID = Rule(f"a CIDv1 with sha2-256 of {CID_LENGTH} bytes", _is_cid)
 CID_OR_NONE = Rule("a CIDv1 or no bytes", lambda value: value == b"" or _is_cid(value))
 NAME = Rule(f"1 to {NAME_MAX} printable ASCII characters", _is_name)
 

@@ -10,20 +10,20 @@ from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from typing import Any, cast
 
-from attrs import frozen
+from msgspec import Struct
 
 from ledger.codec import BODY_MAX, ENTRY_MAX, unpack
 from ledger.errors import BadEntry
 from ledger.holdings import ChainKey
 from ledger.keys import SIGNATURE_LENGTH
 from ledger.model import VERSION, Entry
+from ledger.shapes import BodyShape, body_shape, entry_shape
 
 _FIELDS = 13
 _TYPES = (bytes, bytes, int, bytes, int)
 
 
-@frozen
-class Glance:
+class Glance(Struct, frozen=True, gc=False):
     """Canonical bytes whose first fields are those of a body; the rest may be anything."""
 
     id: bytes
@@ -34,16 +34,22 @@ class Glance:
     hlc: int
     body: bytes
     sig: bytes
+    shape: BodyShape | None = None
+    """The whole body, if it is one of the common ones."""
 
     @staticmethod
     def decode(data: bytes) -> Glance:
         """The entry that *data* encodes. Raises BadEntry."""
-        envelope = opened(data)
+        envelope = entry_shape(data) or opened(data)
         return Glance.of(envelope.body, envelope.sig)
 
     @staticmethod
     def of(body: bytes, sig: bytes) -> Glance:
         """The entry of these two. Raises BadEntry."""
+        if (shape := body_shape(body)) is not None:
+            key = (shape.author, shape.net)
+            entry_id = sha256(body).digest()
+            return Glance(entry_id, key, shape.seq, shape.prev, shape.hlc, body, sig, shape)
         fields = unpack(body, BODY_MAX)
         if type(fields) is tuple and len(fields) == _FIELDS and fields[0] == VERSION:
             _, net, _, author, seq, prev, hlc, *_ = cast(tuple[Any, ...], fields)

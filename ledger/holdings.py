@@ -57,6 +57,8 @@ class Holding:
     total: Total = Total()
     forked: bool = False
     """Two entries for one place were seen: proven, and for ever."""
+    low: int = 0
+    """The seq below which only ids may be left (remains.py); no part of the mark."""
 
     @property
     def key(self) -> ChainKey:

@@ -20,22 +20,26 @@ from itertools import chain
 from types import TracebackType
 from typing import TypeAlias, TypeVar
 
-from attrs import asdict, field, frozen, mutable
+from attrs import asdict, frozen, mutable
 
 from ledger import keys
-from ledger.chain import check_deal, check_signatures
+from ledger.chain import check_signatures
 from ledger.errors import BadEntry
-from ledger.glance import Glance, opened, runs
+from ledger.filed import Draft, Filed, draft, vouched
+from ledger.glance import Glance, runs
 from ledger.holdings import ChainKey
-from ledger.keys import Verify
-from ledger.model import Entry
+from ledger.keys import Verify, entry_message
+from ledger.model import AnyBody, Entry
+from ledger.shapes import BodyShape
 from ledger.store import Store
+from ledger.validity import peer_message
 
 CHUNK = 64
 """Entries whose signatures one thread checks at a time: few enough to share, enough to be worth a
 hop to another thread."""
-THREADS = 4
-"""That check signatures, if nobody else lends any."""
+THREADS = 2
+"""That check signatures, if nobody else lends any. More than there are cores cost a tenth more:
+they only wake one another."""
 FUTURE_MAX_MS = 5 * 60_000
 """How far ahead of ours an entry's clock may be."""
 EARLY_MAX = 1024
@@ -47,10 +51,9 @@ FORKED_KEPT_MAX = 4096
 
 _HOUR_MS = 3_600_000
 
-T = TypeVar("T")
 V = TypeVar("V")
 Spread: TypeAlias = Callable[
-    [Callable[[Sequence[Entry]], list[bool]], Sequence[Sequence[Entry]]], Iterable[list[bool]]
+    [Callable[[Sequence[Draft]], list[bool]], Sequence[Sequence[Draft]]], Iterable[list[bool]]
 ]
 """As the built-in `map`: of each chunk of entries, which ones are signed; in threads or not."""
 
@@ -73,9 +76,8 @@ class Merged:
 
 @mutable
 class _Tally:
-    """A batch on its way."""
+    """What became of the rest of a batch."""
 
-    entries: list[Entry] = field(factory=list)
     vouched: int = 0
     known: int = 0
     early: int = 0
@@ -99,7 +101,7 @@ class Merger:
         self._spread: Spread = spread or self._in_pool
         self._verify = verify
         self._counts: Counter[str] = Counter()
-        self._early: dict[bytes, Entry] = {}
+        self._early: dict[bytes, Filed] = {}
         self._hours: OrderedDict[ChainKey, tuple[int, int]] = OrderedDict()
         self._liars: OrderedDict[ChainKey, None] = OrderedDict()
 
@@ -122,7 +124,7 @@ class Merger:
     def merge(self, wires: Iterable[bytes], now_ms: int) -> Merged:
         """Take in encoded entries, each one checked in full."""
         tally = _Tally()
-        return self._merge(self._read(opened, wires, tally), now_ms, tally)
+        return self._merge(self._read(wires, tally), now_ms, tally)
 
     def merge_cold(self, wires: Iterable[bytes], now_ms: int) -> Merged:
         """Take in encoded entries, chains in order: the last of each run is checked in full.
@@ -131,24 +133,23 @@ class Merger:
         no good before, and clocks from the future.
         """
         tally = _Tally()
-        return self._merge_cold(self._read(Glance.decode, wires, tally), now_ms, tally)
+        return self._merge_cold(self._read(wires, tally), now_ms, tally)
 
     def merge_glances(self, glances: Sequence[Glance], now_ms: int, *, cold: bool) -> Merged:
         """As `merge_cold` or `merge`, of what was glanced at already."""
         tally = _Tally()
         if cold:
             return self._merge_cold(glances, now_ms, tally)
-        return self._merge([glance.entry() for glance in glances], now_ms, tally)
+        return self._merge(glances, now_ms, tally)
 
     def release(self, now_ms: int) -> Merged:
         """Take in what waited for its time, as far as that has come."""
         tally = _Tally()
-        waiting = self._early.values()
-        tally.entries += [e for e in waiting if not _is_early(e.content.hlc, now_ms)]
-        self.store.add(tally.entries)
-        for entry in tally.entries:
-            del self._early[entry.id]
-        return self._told(tally)
+        due = [f for f in self._early.values() if not _is_early(f.hlc, now_ms)]
+        self.store.file(due)
+        for filed in due:
+            del self._early[filed.id]
+        return self._told(due, tally)
 
     def check(self, limit: int) -> Merged:
         """Look closely at up to *limit* entries that were only vouched for; forget the bad ones.
@@ -160,24 +161,23 @@ class Merger:
     def check_these(self, glances: Sequence[Glance]) -> Merged:
         """As `check`, before these are told to others."""
         tally = _Tally()
-        good = self._signed(self._sound((glance.entry() for glance in glances), tally), tally)
-        self.store.add(good)
-        kept = {entry.id for entry in good}
+        good = self._signed(self._sound(glances, tally), tally)
+        self.store.file(good)
+        kept = {filed.id for filed in good}
         bad = [glance for glance in glances if glance.id not in kept]
         self.store.drop_vouched(glance.id for glance in bad)
         for glance in bad:
             _remember(self._liars, glance.key, None)
-        tally.entries += good
-        return self._told(tally)
+        return self._told(good, tally)
 
     def statistics(self) -> Mapping[str, int]:
         """Entries by what became of them, since the start; how many wait."""
         return {**self._counts, "waiting": len(self._early)}
 
-    def _merge(self, entries: Sequence[Entry], now_ms: int, tally: _Tally) -> Merged:
-        tally.entries += self._due(self._fresh(entries, tally), now_ms, tally)
-        self.store.add(tally.entries)
-        return self._told(tally)
+    def _merge(self, glances: Sequence[Glance], now_ms: int, tally: _Tally) -> Merged:
+        due = self._due(self._fresh(glances, tally), now_ms, tally)
+        self.store.file(due)
+        return self._told(due, tally)
 
     def _merge_cold(self, glances: Iterable[Glance], now_ms: int, tally: _Tally) -> Merged:
         closely: list[Glance] = []
@@ -188,72 +188,72 @@ class Merger:
                 closely.append(run[-1])
             else:
                 closely += run
-        fresh = self._fresh([glance.entry() for glance in closely], tally)
-        due = self._due(fresh, now_ms, tally)
-        vouched = self._vouched(loosely, {entry.id for entry in due}, tally)
-        tally.vouched = self.store.add(due, vouched) - len(due)
-        tally.known += len(vouched) - tally.vouched
-        tally.entries += due
-        return self._told(tally)
+        due = self._due(self._fresh(closely, tally), now_ms, tally)
+        before = self._vouched(loosely, {filed.id for filed in due}, tally)
+        tally.vouched = self.store.file([*due, *map(vouched, before)]) - len(due)
+        tally.known += len(before) - tally.vouched
+        return self._told(due, tally)
 
-    def _read(self, read: Callable[[bytes], T], wires: Iterable[bytes], tally: _Tally) -> list[T]:
+    def _read(self, wires: Iterable[bytes], tally: _Tally) -> list[Glance]:
         good = []
         for wire in wires:
             try:
-                good.append(read(wire))
+                good.append(Glance.decode(wire))
             except BadEntry:
                 tally.refused += 1
         return good
 
-    def _fresh(self, entries: Sequence[Entry], tally: _Tally) -> list[Entry]:
+    def _fresh(self, glances: Sequence[Glance], tally: _Tally) -> list[Glance]:
         """Those that the store has not, each once."""
-        unique = {entry.id: entry for entry in entries}
+        unique = {glance.id: glance for glance in glances}
         known = self.store.which(list(unique)) | self._early.keys()
-        fresh = [entry for entry_id, entry in unique.items() if entry_id not in known]
-        tally.known += len(entries) - len(fresh)
+        fresh = [glance for entry_id, glance in unique.items() if entry_id not in known]
+        tally.known += len(glances) - len(fresh)
         return fresh
 
-    def _due(self, entries: Iterable[Entry], now_ms: int, tally: _Tally) -> list[Entry]:
+    def _due(self, glances: Iterable[Glance], now_ms: int, tally: _Tally) -> list[Filed]:
         """Those that are good in every way, and whose time has come."""
-        sound = self._sound(entries, tally)
+        sound = self._sound(glances, tally)
         affordable = self._affordable(sound, now_ms)
         tally.over_budget += len(sound) - len(affordable)
         due = []
-        for entry in self._signed(affordable, tally):
-            if _is_early(entry.content.hlc, now_ms):
-                self._hold(entry)
+        for filed in self._signed(affordable, tally):
+            if _is_early(filed.hlc, now_ms):
+                self._hold(filed)
                 tally.early += 1
             else:
-                due.append(entry)
+                due.append(filed)
         return due
 
-    def _sound(self, entries: Iterable[Entry], tally: _Tally) -> list[Entry]:
+    def _sound(self, glances: Iterable[Glance], tally: _Tally) -> list[Draft]:
         """Those that are entries by the bytes, but for their signatures."""
         sound = []
-        for entry in entries:
+        for glance in glances:
             try:
-                check_deal(entry.content)
+                sound.append(draft(glance))
             except BadEntry:
                 tally.refused += 1
-            else:
-                sound.append(entry)
         return sound
 
-    def _signed(self, entries: Sequence[Entry], tally: _Tally) -> list[Entry]:
+    def _signed(self, drafts: Sequence[Draft], tally: _Tally) -> list[Filed]:
         """Those that everybody signed who has to."""
-        chunks = [tuple(entries[at : at + CHUNK]) for at in range(0, len(entries), CHUNK)]
+        chunks = [drafts[at : at + CHUNK] for at in range(0, len(drafts), CHUNK)]
         verdicts = chain.from_iterable(self._spread(self._are_signed, chunks))
-        signed = [entry for entry, is_signed in zip(entries, verdicts, strict=True) if is_signed]
-        tally.refused += len(entries) - len(signed)
+        signed = [filed for (filed, _), good in zip(drafts, verdicts, strict=True) if good]
+        tally.refused += len(drafts) - len(signed)
         return signed
 
-    def _are_signed(self, chunk: Sequence[Entry]) -> list[bool]:
+    def _are_signed(self, chunk: Sequence[Draft]) -> list[bool]:
         """Runs in another thread: touches nothing but the entries."""
-        return [self._is_signed(entry) for entry in chunk]
+        return [self._is_signed(filed, body) for filed, body in chunk]
 
-    def _is_signed(self, entry: Entry) -> bool:
+    def _is_signed(self, filed: Filed, body: AnyBody) -> bool:
+        if isinstance(body, BodyShape):
+            return self._verify(body.peer, peer_message(body), body.peer_sig) and self._verify(
+                body.author, entry_message(filed.id), filed.sig
+            )
         try:
-            check_signatures(entry, self._verify)
+            check_signatures(Entry(filed.body, filed.sig), self._verify)
         except BadEntry:
             return False
         return True
@@ -276,19 +276,20 @@ class Merger:
             return False
         return key[0] != b"" and not self.store.holding(*key).forked
 
-    def _affordable(self, entries: Sequence[Entry], now_ms: int) -> list[Entry]:
+    def _affordable(self, drafts: Sequence[Draft], now_ms: int) -> Sequence[Draft]:
         """Those of chains that never forked, or that have some of this hour's budget left.
 
         What proves a fork is not yet of a forked chain. Entries without an author, proofs of
         forks, have one budget together: the two arms of a fork prove it without them.
         """
-        keys = [(entry.content.author, entry.content.net) for entry in entries]
-        is_free = {key: key[0] != b"" and not self.store.holding(*key).forked for key in set(keys)}
-        return [
-            entry
-            for entry, key in zip(entries, keys, strict=True)
-            if is_free[key] or self._spends(key, now_ms)
-        ]
+        costly = {
+            key
+            for key in {filed.key for filed, _ in drafts}
+            if key[0] == b"" or self.store.holding(*key).forked
+        }
+        if not costly:
+            return drafts
+        return [d for d in drafts if d[0].key not in costly or self._spends(d[0].key, now_ms)]
 
     def _spends(self, key: ChainKey, now_ms: int) -> bool:
         hour, spent = self._hours.get(key, (0, 0))
@@ -297,21 +298,20 @@ class Merger:
         _remember(self._hours, key, (hour, spent + 1))
         return spent < FORKED_PER_HOUR
 
-    def _hold(self, entry: Entry) -> None:
-        self._early[entry.id] = entry
+    def _hold(self, filed: Filed) -> None:
+        self._early[filed.id] = filed
         if len(self._early) > EARLY_MAX:
-            farthest = max(self._early.values(), key=lambda e: (e.content.hlc, e.id))
+            farthest = max(self._early.values(), key=lambda f: (f.hlc, f.id))
             del self._early[farthest.id]
             self._counts["early_dropped"] += 1
 
-    def _told(self, tally: _Tally) -> Merged:
-        fields = asdict(tally, recurse=False) | {"entries": tuple(tally.entries)}
-        merged = Merged(**fields)
-        self._counts.update(fields | {"entries": len(tally.entries)})
-        return merged
+    def _told(self, good: Sequence[Filed], tally: _Tally) -> Merged:
+        counts = asdict(tally)
+        self._counts.update(counts | {"entries": len(good)})
+        return Merged(entries=tuple(Entry(filed.body, filed.sig) for filed in good), **counts)
 
     def _in_pool(
-        self, verify: Callable[[Sequence[Entry]], list[bool]], chunks: Sequence[Sequence[Entry]]
+        self, verify: Callable[[Sequence[Draft]], list[bool]], chunks: Sequence[Sequence[Draft]]
     ) -> Iterable[list[bool]]:
         assert self._pool is not None
         return self._pool.map(verify, chunks)

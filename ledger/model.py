@@ -15,12 +15,12 @@ refused whole: not stored, not counted, not relayed. Nothing else is lost by tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import IntEnum
 from functools import cached_property
 from hashlib import sha256
 from typing import TypeAlias
 
 from attrs import asdict, astuple, fields_dict, frozen
+from msgspec import structs
 
 from ledger.codec import BODY_MAX, ENTRY_MAX, Value, pack, unpack
 from ledger.errors import BadEntry
@@ -40,62 +40,53 @@ from ledger.fields import (
     sized,
     uint,
 )
+from ledger.shapes import BodyShape, TermsShape, body_shape, entry_shape, terms_shape
 from ledger.statements import Dispute, Refund
+from ledger.vocabulary import (
+    DEALINGS,
+    ESCALATIONS_MAX,
+    EXIT_MAX,
+    FUEL_PER_PRICE,
+    INPUTS_MAX,
+    KINDS_KNOWN,
+    MIGRATIONS_MAX,
+    OUTPUTS_MAX,
+    TERMED,
+    TERMS_MAX,
+    UNIT,
+    VERSION,
+    VOCABULARY,
+    Kind,
+)
 
-VERSION = 1
-UNIT = "uC/Gfuel"
-"""The one unit of version 1: a price is in µcr per 10^9 units of fuel."""
-FUEL_PER_PRICE = 10**9
-
-TERMS_MAX = 3840
-"""Bytes of encoded terms: a body of the longest terms still fits `BODY_MAX`."""
-INPUTS_MAX = 48
-OUTPUTS_MAX = 8
-ESCALATIONS_MAX = 8
-MIGRATIONS_MAX = 8
-EXIT_MAX = 2**32 - 1
+__all__ = [
+    "DEALINGS",
+    "ESCALATIONS_MAX",
+    "EXIT_MAX",
+    "FUEL_PER_PRICE",
+    "INPUTS_MAX",
+    "KINDS_KNOWN",
+    "MIGRATIONS_MAX",
+    "OUTPUTS_MAX",
+    "TERMED",
+    "TERMS_MAX",
+    "UNIT",
+    "VERSION",
+    "VOCABULARY",
+    "AnyBody",
+    "AnyTerms",
+    "Body",
+    "Entry",
+    "Escalation",
+    "Kind",
+    "Migration",
+    "Terms",
+    "accrued",
+    "amount_of",
+    "reserve_of",
+]
 
 _CID_PREFIX = bytes.fromhex("0181041220")  # CIDv1, codec messagepack (0x0201), sha2-256
-
-
-class Kind(IntEnum):
-    """What an entry does."""
-
-    ALLOC = 1
-    """The buyer reserves money for the seller's work: the award."""
-    USE = 2
-    """Buyer and seller agree how much was burnt so far; nothing is owed by it yet."""
-    SETTLE = 3
-    """The buyer owes `amount`; the rest of the reserve is free."""
-    VOID = 4
-    """Both let an ALLOC go: nothing is owed."""
-    CLAIM = 5
-    """The seller's bill while the buyer is silent: one side's word, never a debt by itself."""
-    DISPUTE = 6
-    """The buyer does not agree."""
-    RULING = 7
-    """The arbiter that the terms name says what is owed."""
-    REFUND = 8
-    """The seller owes the buyer."""
-    LINE = 9
-    """How much a seller lets a buyer owe and reserve."""
-    KEYOP = 10
-    """Whose key is whose, and which is dead."""
-    HEAD = 11
-    """The author's signature of all its entries before this one."""
-    FORKPROOF = 12
-    """Two entries for one place. It has no author and no place itself: it proves itself."""
-
-
-KINDS_KNOWN = frozenset(Kind)
-"""What this program can read."""
-VOCABULARY = 2
-"""Rises with `KINDS_KNOWN`: 1 was ALLOC, SETTLE and VOID. Whoever stores entries stores this too,
-so that an older program can say that it cannot read them."""
-DEALINGS = frozenset((Kind.ALLOC, Kind.SETTLE, Kind.VOID))
-"""What the parties of a deal send each other to open and to close it."""
-TERMED = frozenset((Kind.ALLOC, Kind.USE, Kind.SETTLE, Kind.VOID, Kind.CLAIM, Kind.RULING))
-"""The kinds whose `terms` are `Terms`; those of the others are a statement."""
 
 Escalation: TypeAlias = tuple[int, int, int, int]
 """(hlc, tier from, tier to, price from then on)"""
@@ -159,6 +150,13 @@ class Terms:
     @staticmethod
     def decode(data: bytes) -> Terms:
         """The terms in *data*. Raises BadEntry."""
+        if (shape := terms_shape(data)) is not None:
+            return Terms(**structs.asdict(shape))
+        return Terms.explain(data)
+
+    @staticmethod
+    def explain(data: bytes) -> Terms:
+        """As `decode`, rule by rule: slower, and it finds the reason. Raises BadEntry."""
         return Terms(**record("terms", unpack(data, TERMS_MAX), _TERMS_RULES))
 
 
@@ -167,13 +165,13 @@ def reserve_of(price: int, fuel_limit: int, fee: int) -> int:
     return price * fuel_limit // FUEL_PER_PRICE + fee
 
 
-def amount_of(terms: Terms) -> int:
+def amount_of(terms: AnyTerms) -> int:
     """The bill of SETTLE terms, µcr: rounded down, the fee on success only, never above reserve."""
     fee = terms.fee if terms.exit == 0 else 0
     return min(reserve_of(terms.price, terms.fuel, fee), terms.reserve)
 
 
-def accrued(terms: Terms) -> int:
+def accrued(terms: AnyTerms) -> int:
     """The bill of USE terms so far, µcr: as `amount_of`, but nobody knows yet of success."""
     return min(reserve_of(terms.price, terms.fuel, fee=0), terms.reserve)
 
@@ -245,6 +243,13 @@ class Body:
     @staticmethod
     def decode(data: bytes) -> Body:
         """The body in *data*; its terms stay bytes. Raises BadEntry."""
+        if (shape := body_shape(data)) is not None:
+            return Body(**structs.asdict(shape))
+        return Body.explain(data)
+
+    @staticmethod
+    def explain(data: bytes) -> Body:
+        """As `decode`, rule by rule: slower, and it finds the reason. Raises BadEntry."""
         fields = record("body", unpack(data, BODY_MAX), _BODY_RULES)
         kind = _kind(fields["kind"])
         for name, rule in _PARTY_RULES.get(kind, _TWO_SIGN).items():
@@ -281,9 +286,22 @@ class Entry:
     @staticmethod
     def decode(data: bytes) -> Entry:
         """The entry in *data*: shape and ranges only, see `chain.check_entry`. Raises BadEntry."""
-        entry = Entry(**record("entry", unpack(data, ENTRY_MAX), _ENTRY_RULES))
+        if (shape := entry_shape(data)) is not None:
+            entry = Entry(shape.body, shape.sig)
+        else:
+            entry = Entry.explain(data)
         _ = entry.content
         return entry
+
+    @staticmethod
+    def explain(data: bytes) -> Entry:
+        """The entry in *data*, and nothing of its body; for the reason. Raises BadEntry."""
+        return Entry(**record("entry", unpack(data, ENTRY_MAX), _ENTRY_RULES))
+
+
+AnyBody: TypeAlias = Body | BodyShape
+"""A body, or what is as good as one where only its fields are read."""
+AnyTerms: TypeAlias = Terms | TermsShape
 
 
 def _kind(number: int) -> Kind:

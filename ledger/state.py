@@ -13,9 +13,9 @@ which names the arbiter; a claim of a deal that never was, is nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
@@ -126,6 +126,33 @@ def resolution_of(entry: Entry) -> Resolution:
     return Resolution(PRECEDENCE[body.kind], -body.deal.amount, entry.id)
 
 
+@frozen
+class Carried:
+    """What entries amounted to that are no longer at hand: of *author*'s chain, with one peer."""
+
+    author: bytes
+    peer: bytes
+    low: int
+    """They are all below this seq."""
+    owed: int = 0
+    """µcr, by SETTLEs."""
+    refunded: int = 0
+    """µcr, by REFUNDs."""
+
+
+class Past(Protocol):
+    """What is left of entries that are no longer at hand (remains.py)."""
+
+    def carried(self, net: bytes) -> Iterable[Carried]:
+        """The sums."""
+
+    def closed(self, deal: Deal) -> Resolution | None:
+        """How the deal ended, if its ALLOC is among them."""
+
+    def pruned_at(self, author: bytes, net: bytes, seq: int) -> Collection[bytes]:
+        """The ids of those at one place."""
+
+
 @define
 class _Case:
     """All that is known of one deal."""
@@ -152,9 +179,13 @@ class _Case:
 
 
 class Accounts:
-    """The fold, kept up to date entry by entry. Its memory grows with the entries."""
+    """The fold, kept up to date entry by entry. Its memory grows with the entries.
 
-    def __init__(self, net: bytes) -> None:
+    It starts from nothing, or from what is left of the *past*: then it comes to the same as if the
+    entries of that had been added too.
+    """
+
+    def __init__(self, net: bytes, past: Past | None = None) -> None:
         self.net = net
         self.authority = Authority()
         self._accounts: dict[bytes, Account] = {}
@@ -163,6 +194,10 @@ class Accounts:
         self._refunds: set[bytes] = set()
         self._lines: dict[Pair, tuple[int, int]] = {}
         self._places: dict[tuple[bytes, int], bytes] = {}
+        self._past = past
+        self._low: dict[bytes, int] = {}
+        for carried in past.carried(net) if past else ():
+            self._carry(carried)
 
     def add(self, entry: Entry) -> None:
         """Count the valid *entry*; one of another network, or counted before, changes nothing."""
@@ -172,6 +207,12 @@ class Accounts:
         if body.kind is Kind.FORKPROOF:
             self._fork(fork_of(body)[0].content.author)
             return
+        if self._past and body.seq < self._low.get(body.author, 0):
+            there = self._past.pruned_at(body.author, body.net, body.seq)
+            if entry.id in there:
+                return
+            if there:
+                self._fork(body.author)
         for key in filter(None, (body.author, body.peer)):
             self._accounts.setdefault(key, Account())
         if self._places.setdefault((body.author, body.seq), entry.id) != entry.id:
@@ -209,7 +250,7 @@ class Accounts:
 
     def standing(self, deal: Deal) -> Standing:
         """How far *deal* is."""
-        case = self._cases.get(deal, _Case())
+        case = self._case(deal)
         first = case.resolution()
         stage = Stage.ALLOCATED if case.alloc else Stage.UNKNOWN
         stage = _STAGES[first.precedence] if first else stage
@@ -267,10 +308,11 @@ class Accounts:
         body = entry.content
         if body.kind is Kind.DISPUTE:
             ref = Dispute.decode(body.terms).ref
-            self._cases.setdefault((ref, body.author, body.peer), _Case()).disputed = True
+            deal = (ref, body.author, body.peer)
+            self._cases.setdefault(deal, self._case(deal)).disputed = True
             return
         deal = deal_of(entry)
-        case = self._cases.setdefault(deal, _Case())
+        case = self._cases.setdefault(deal, self._case(deal))
         before = case.counts()
         match body.kind:
             case Kind.ALLOC:
@@ -283,6 +325,25 @@ class Accounts:
                 frame, new = _frame(body.deal), resolution_of(entry)
                 case.told[frame] = min(case.told.get(frame, new), new)
         self._move(deal, before, case.counts())
+
+    def _case(self, deal: Deal) -> _Case:
+        """What is known of *deal*; what is left of it, is counted already."""
+        known = self._cases.get(deal)
+        if known is not None:
+            return known
+        is_old = self._past is not None and deal[1] in self._low
+        return _Case(agreed=self._past.closed(deal) if self._past and is_old else None)
+
+    def _carry(self, carried: Carried) -> None:
+        author, peer = carried.author, carried.peer
+        self._low[author] = carried.low
+        payer, pair = self._accounts.get(author, Account()), self.between(author, peer)
+        back = self.between(peer, author)
+        debit = payer.posted_debit + carried.owed + carried.refunded
+        self._accounts[author] = evolve(payer, posted_debit=debit)
+        self._between[author, peer] = evolve(pair, owed=pair.owed + carried.owed)
+        self._between[peer, author] = evolve(back, refunded=back.refunded + carried.refunded)
+        self._earn(peer, carried.owed + carried.refunded)
 
     def _move(self, deal: Deal, before: tuple[int, int, int], after: tuple[int, int, int]) -> None:
         if before == after:

@@ -7,6 +7,9 @@ then lost to a power cut would make us fork ourselves. Signatures are checked by
 An entry may be *vouched* for: a later one of its author's chain is signed and hashes to it, and
 nothing else of it was looked at yet. It counts in `holdings`, so that replicas can compare what
 they hold, and no other reader sees it until `add` brings it again, checked.
+
+An entry may be *pruned*: its id and its place are left, and what its deal amounted to (remains.py).
+It counts in `holdings` and is had already, for all else it is gone.
 """
 
 from __future__ import annotations
@@ -16,37 +19,32 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from attrs import evolve
 
-from ledger import keys, schema
+from ledger import held, keys, remains
 from ledger.chain import Head, check_link, origin, rotated_to
-from ledger.database import BUSY_WAIT_S
-from ledger.database import RESTORE as _RESTORE
-from ledger.database import snapshot as _snapshot
-from ledger.database import telling_why as _telling_why
-from ledger.database import transaction as _transaction
+from ledger.database import RESTORE, opened, snapshot, telling_why, transaction, viewed
 from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
-from ledger.filed import Filed, better, checked, vouched
+from ledger.filed import Filed, better, checked, number, vouched
 from ledger.glance import Glance
 from ledger.holdings import ChainKey, Holding, Total
 from ledger.keys import Verify, entry_message
-from ledger.model import Body, Entry, Kind
+from ledger.model import Entry, Kind
+from ledger.state import Carried, Deal, Resolution
+from ledger.statements import Checkpoint, Refund
 
 PAGE = 500
 """Entries read at a time."""
 
-_PAGE_BYTES = 8192  # entries of 500-700 bytes leave less of such a page empty: 8 % less disk
-_APPLICATION = 0x6D4C6431  # "mLd1": this SQLite file is ours
 _CLOSING = (Kind.SETTLE, Kind.VOID)
+_VOUCHED, _CHECKED = 0, 1  # the states of an entry
+_SELECT = "SELECT n, raw FROM entry "
+_BY_ID = "start = ? AND substr(raw, 1, 32) = ?"  # bind `_found_by`
 
-_SELECT = "SELECT n, id, body, sig FROM entry "
-_BY_ID = "substr(id, 1, 8) = substr(?, 1, 8) AND id = ?"  # bind the id twice
-_HOLDING = "author, net, height, top, top_id, count, sum, forked"
-
-_Row: TypeAlias = tuple[int, bytes, bytes, bytes]
-"""(n, id, body, sig)"""
+_Row: TypeAlias = tuple[int, bytes]
+"""(n, what `_raw` makes of an entry)"""
 
 
 class Store:
@@ -61,34 +59,12 @@ class Store:
     @staticmethod
     def open(path: Path) -> Store:
         """The store in the file *path*, made or brought up to date. Raises LedgerError."""
-        with _telling_why():
-            db = sqlite3.connect(
-                path, timeout=BUSY_WAIT_S, isolation_level=None, check_same_thread=False
-            )
-            try:
-                _prepare(db)
-            except BaseException:
-                db.close()
-                raise
-        return Store(db)
+        return Store(opened(path, held.recount))
 
     @staticmethod
     def view(path: Path) -> Store:
         """The store in the file *path*, for reading alone: it may be in use. Raises LedgerError."""
-        with _telling_why():
-            db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro",
-                uri=True,
-                timeout=BUSY_WAIT_S,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            try:
-                _check_format(db)
-            except BaseException:
-                db.close()
-                raise
-        return Store(db)
+        return Store(viewed(path))
 
     def close(self) -> None:
         """Give the file back. Nothing acknowledged waits for it."""
@@ -111,7 +87,7 @@ class Store:
         An entry that is there already is passed over. Raises BrokenChain rather than let us fork
         ourselves or resolve an ALLOC twice, and LedgerError.
         """
-        with _telling_why(), _transaction(self._db):
+        with telling_why(), transaction(self._db):
             for entry in entries:
                 if self.entry(entry.id) is None:
                     self._check_own(entry)
@@ -124,45 +100,50 @@ class Store:
         signatures over one id the smallest is kept, so that replicas agree. What is *vouched_for*
         is counted too. Raises LedgerError.
         """
-        with _telling_why(), _transaction(self._db):
+        with telling_why(), transaction(self._db):
             return self._file([*map(checked, entries), *map(vouched, vouched_for)])
+
+    def file(self, entries: Iterable[Filed]) -> int:
+        """As `add`, of what is made ready for filing."""
+        with telling_why(), transaction(self._db):
+            return self._file(entries)
 
     def vouched(self, limit: int) -> tuple[Glance, ...]:
         """Up to *limit* entries that nobody has checked yet, the oldest first."""
-        return tuple(map(_glance, self._rows("WHERE checked = 0 ORDER BY n LIMIT ?", limit)))
+        return tuple(map(_glance, self._rows("WHERE state = 0 ORDER BY n LIMIT ?", limit)))
 
     def drop_vouched(self, entry_ids: Iterable[bytes]) -> int:
         """Forget entries that turned out to be no good before anybody saw them; how many."""
-        with _telling_why(), _transaction(self._db):
+        with telling_why(), transaction(self._db):
             return sum(self._drop(entry_id) for entry_id in entry_ids)
 
     def which(self, entry_ids: Sequence[bytes]) -> frozenset[bytes]:
         """Those of *entry_ids* that are there, be they vouched for only."""
-        with _telling_why():
+        with telling_why():
             return frozenset(self._where(entry_ids))
 
     def which_vouched(self, entry_ids: Sequence[bytes]) -> frozenset[bytes]:
         """Those of *entry_ids* that are there and were not checked yet."""
-        with _telling_why():
-            return frozenset(self._where(entry_ids, "AND NOT checked"))
+        with telling_why():
+            return frozenset(self._where(entry_ids, "AND state = 0"))
 
     def entry(self, entry_id: bytes) -> Entry | None:
         """The entry of that id. Raises LedgerError."""
-        return next(self._read(f"WHERE {_BY_ID} AND checked", entry_id, entry_id), None)
+        return next(self._read(f"WHERE {_BY_ID} AND state = 1", *_found_by(entry_id)), None)
 
     def holding(self, author: bytes, net: bytes) -> Holding:
         """What is held of one chain. Raises LedgerError."""
-        return self._holding((author, net))[1]
+        with telling_why():
+            return held.holding_of(self._db, (author, net))[1]
 
     def holdings(self) -> list[Holding]:
         """What is held of every chain. Raises LedgerError."""
-        with _telling_why():
-            rows = self._db.execute(f"SELECT {_HOLDING} FROM chain").fetchall()  # noqa: S608 (our own text)
-        return [*map(_held, rows)]
+        with telling_why():
+            return held.holdings(self._db)
 
     def total(self) -> Total:
         """What is held altogether: equal for equal stores. Raises LedgerError."""
-        with _telling_why():
+        with telling_why():
             (theirs,) = self._db.execute("PRAGMA data_version").fetchone()
             version = (theirs, self._db.total_changes)
             if version != self._totalled_at:  # asked at every hello, and most change nothing
@@ -174,15 +155,18 @@ class Store:
 
     def ids(self) -> list[tuple[int, bytes]]:
         """(hlc, id) of every entry, in order. They are held in memory. Raises LedgerError."""
-        with _telling_why():
-            return sorted(self._db.execute("SELECT hlc, id FROM entry"))
+        with telling_why():
+            return sorted(self._db.execute("SELECT hlc, substr(raw, 1, 32) FROM entry"))
 
     def glances(self, author: bytes, net: bytes, start: int, stop: int) -> Iterator[Glance]:
-        """A chain's entries from seq *start* to below *stop*, all arms, vouched ones too."""
+        """A chain's entries from seq *start* to below *stop*, all arms, vouched ones too.
+
+        What was pruned is left out.
+        """
         seq, n = start, 0
         while rows := self._rows(
             "JOIN chain USING (chain) WHERE author = ? AND net = ? AND (seq, entry.n) >= (?, ?)"
-            " AND seq < ? ORDER BY seq, entry.n LIMIT ?",
+            " AND seq < ? AND state < 2 ORDER BY seq, entry.n LIMIT ?",
             author,
             net,
             seq,
@@ -197,7 +181,9 @@ class Store:
 
     def glance(self, entry_id: bytes) -> Glance | None:
         """The entry of that id, be it vouched for only. Raises LedgerError."""
-        return next(map(_glance, self._rows(f"WHERE {_BY_ID}", entry_id, entry_id)), None)
+        return next(
+            map(_glance, self._rows(f"WHERE {_BY_ID} AND state < 2", *_found_by(entry_id))), None
+        )
 
     def head(self, author: bytes, net: bytes) -> Head:
         """Where *author*'s chain on *net* ends: after the highest seq that we hold.
@@ -205,8 +191,8 @@ class Store:
         A chain without entries begins at the ROTATE to *author*, if we hold one.
         """
         last = self._read(
-            "JOIN chain USING (chain) WHERE author = ? AND net = ? AND checked"
-            " ORDER BY seq DESC, id LIMIT 1",
+            "JOIN chain USING (chain) WHERE author = ? AND net = ? AND state = 1"
+            " ORDER BY seq DESC, raw LIMIT 1",
             author,
             net,
         )
@@ -216,7 +202,7 @@ class Store:
         """*author*'s entries by seq, all arms of a fork, gaps left out; on every network."""
         seq, n = after_seq + 1, 0
         while rows := self._rows(
-            "JOIN chain USING (chain) WHERE author = ? AND (seq, entry.n) >= (?, ?) AND checked"
+            "JOIN chain USING (chain) WHERE author = ? AND (seq, entry.n) >= (?, ?) AND state = 1"
             " ORDER BY seq, entry.n LIMIT ?",
             author,
             seq,
@@ -231,28 +217,85 @@ class Store:
     def newest(self, limit: int, nonce: bytes | None = None) -> tuple[Entry, ...]:
         """The last *limit* entries stored, newest first; of task *nonce*, if given."""
         if nonce is None:
-            return tuple(self._read("WHERE checked ORDER BY n DESC LIMIT ?", limit))
-        found = self._read("WHERE task = substr(?, 1, 4) ORDER BY n DESC", nonce)
+            return tuple(self._read("WHERE state = 1 ORDER BY n DESC LIMIT ?", limit))
+        found = self._read("WHERE task = ? AND state = 1 ORDER BY n DESC", number(nonce[:4]))
         return tuple(islice((e for e in found if e.content.nonce == nonce), limit))
 
     def resolutions(self, alloc_id: bytes) -> tuple[Entry, ...]:
         """The entries that refer to the ALLOC, by id; state.py says which counts."""
-        found = self._read("WHERE ref = substr(?, 1, 4) ORDER BY id", alloc_id)
+        found = self._read("WHERE ref = ? AND state = 1 ORDER BY raw", number(alloc_id[:4]))
         return tuple(entry for entry in found if entry.content.ref == alloc_id)
 
     def entries(self) -> Iterator[Entry]:
         """All entries, in the order they were stored; what is added meanwhile comes last."""
         n = 0
-        while rows := self._rows("WHERE n > ? AND checked ORDER BY n LIMIT ?", n, PAGE):
+        while rows := self._rows("WHERE n > ? AND state = 1 ORDER BY n LIMIT ?", n, PAGE):
             n = rows[-1][0]
             yield from map(_entry, rows)
+
+    def prune(self, head_id: bytes) -> int:
+        """Drop the deals that are over for good below a HEAD; how many entries went.
+
+        That witnesses signed this HEAD is the caller's to know: it is why nobody can fork what is
+        below it. Nothing of a chain that forked goes. Raises LedgerError if the HEAD is none that
+        we hold all of.
+        """
+        with telling_why(), transaction(self._db):
+            head = self.entry(head_id)
+            if head is None or head.content.kind is not Kind.HEAD:
+                raise LedgerError(f"r-{head_id.hex()} is no HEAD that is held", "fetch it first")
+            key = (head.content.author, head.content.net)
+            chain, holding = held.holding_of(self._db, key)
+            assert chain is not None
+            if holding.forked:
+                return 0
+            below = head.content.seq
+            if holding.height <= below:
+                raise LedgerError(f"entry {holding.height} is missing", "fetch the chain first")
+            if remains.root_below(self._db, chain, below) != _root(head):
+                raise LedgerError("the HEAD is over other entries", "keep both: it is evidence")
+            gone = self._leave_deals(chain, holding.key, below)
+            if gone:
+                self._db.execute(
+                    "UPDATE chain SET low = max(low, ?) WHERE chain = ?", (below, chain)
+                )
+            return gone
+
+    def carried(self, net: bytes) -> list[Carried]:
+        """What pruned entries amount to, for a fold over the others. Raises LedgerError."""
+        with telling_why():
+            rows = self._db.execute(
+                "SELECT chain, author, low FROM chain WHERE net = ? AND low > 0", (net,)
+            )
+            return [
+                Carried(author, peer, low, owed, refunded)
+                for chain, author, low in rows.fetchall()
+                for peer, (owed, refunded) in remains.sums(self._db, chain).items()
+            ]
+
+    def closed(self, deal: Deal) -> Resolution | None:
+        """How a pruned deal ended. Raises LedgerError."""
+        alloc_id, buyer, seller = deal
+        with telling_why():
+            found = remains.closed(self._db, alloc_id, buyer)
+        return found.end if found and found.seller == seller else None
+
+    def pruned_at(self, author: bytes, net: bytes, seq: int) -> frozenset[bytes]:
+        """The ids of what was pruned at this place. Raises LedgerError."""
+        with telling_why():
+            rows = self._db.execute(
+                "SELECT substr(raw, 1, 32) FROM entry JOIN chain USING (chain)"
+                " WHERE author = ? AND net = ? AND seq = ? AND state = 2",
+                (author, net, seq),
+            )
+            return frozenset(entry_id for (entry_id,) in rows)
 
     def scan(self, verify: Verify = keys.verify) -> int:
         """Check everything on disk against its hash and signature; how many entries there are.
 
         Raises Corruption, which names the first entry that is not what was stored.
         """
-        with _telling_why(), _snapshot(self._db):
+        with telling_why(), snapshot(self._db):
             for problem in self.damage(verify):
                 raise problem
             return self.total().count
@@ -263,25 +306,26 @@ class Store:
         """All that is not as it was stored; *seen* hears how many entries were looked at."""
         count = n = 0
         try:
-            with _telling_why():
+            with telling_why():
                 (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
             if verdict != "ok":
-                yield Corruption(f"the ledger file is damaged: {verdict}", _RESTORE)
+                yield Corruption(f"the ledger file is damaged: {verdict}", RESTORE)
             while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
                 n = rows[-1][0]
                 count += len(rows)
                 yield from self._damaged(rows, verify)
                 seen(count)
+            self._check_remains()
             if count != self.total().count:
                 told = f"{count} entries where {self.total().count} are counted"
-                yield Corruption(told, _RESTORE)
+                yield Corruption(told, RESTORE)
         except Corruption as problem:  # of the file itself: nothing can be read beyond it
             yield problem
 
     def _damaged(self, rows: Iterable[_Row], verify: Verify) -> Iterator[Corruption]:
         for row in rows:
             try:
-                with _telling_why():
+                with telling_why():
                     self._check_row(row, verify)
             except Corruption as problem:
                 yield problem
@@ -289,7 +333,7 @@ class Store:
     def _beginning(self, author: bytes, net: bytes) -> Head:
         # Read once in a key's life, so by looking at every KEYOP: its kind is the 13th byte.
         found = self._read(
-            "WHERE checked AND substr(body, 13, 1) = ? AND instr(body, ?) ORDER BY id",
+            "WHERE state = 1 AND substr(raw, 109, 1) = ? AND instr(raw, ?) ORDER BY raw",
             bytes([Kind.KEYOP]),
             author,
         )
@@ -309,18 +353,61 @@ class Store:
         check_link(head, entry, alloc.content if alloc else None)
 
     def _check_row(self, row: _Row, verify: Verify) -> None:
-        n, entry_id, _, _ = row
-        *columns, is_checked = self._db.execute(
-            "SELECT author, net, seq, hlc, task, ref, checked FROM entry JOIN chain USING (chain)"
-            " WHERE entry.n = ?",
+        n, raw = row
+        start = number(raw[:8])
+        *columns, state, low = self._db.execute(
+            "SELECT author, net, start, seq, hlc, task, ref, state, low FROM entry JOIN chain"
+            " USING (chain) WHERE entry.n = ?",
             (n,),
-        ).fetchone() or (None,)
-        filed = checked(_entry(row)) if is_checked else vouched(_glance(row))
-        if columns != [*filed.key, filed.seq, filed.hlc, filed.task or None, filed.ref or None]:
-            raise Corruption(f"entry r-{entry_id.hex()} is filed under the wrong key", _RESTORE)
+        ).fetchone() or (None, None)
+        if state == remains.PRUNED:  # `_check_remains` looks at all of them together
+            _, _, is_start, seq, _, *empty = columns
+            if is_start != start or seq >= low or empty != [None, None]:
+                raise Corruption(f"entry r-{raw[:32].hex()} is filed under the wrong key", RESTORE)
+            return
+        filed = checked(_entry(row)) if state == _CHECKED else vouched(_glance(row))
+        if columns != [*filed.key, start, filed.seq, filed.hlc, filed.task, filed.ref]:
+            raise Corruption(f"entry r-{filed.id.hex()} is filed under the wrong key", RESTORE)
         author = filed.key[0]
-        if is_checked and author and not verify(author, entry_message(entry_id), filed.sig):
-            raise Corruption(f"entry r-{entry_id.hex()} has a damaged signature", _RESTORE)
+        if filed.is_checked and author and not verify(author, entry_message(filed.id), filed.sig):
+            raise Corruption(f"entry r-{filed.id.hex()} has a damaged signature", RESTORE)
+
+    def _check_remains(self) -> None:
+        """That the ids of what was pruned are those under the HEAD, and the sums are theirs."""
+        pruned = self._db.execute("SELECT chain, author, net, low, forked FROM chain WHERE low > 0")
+        for chain, author, net, low, forked in pruned.fetchall():
+            where = f"the chain of {author.hex()} below {low}"
+            heads = (e for e in self.chain(author, low - 1) if e.content.net == net)
+            root = next(map(_root, heads), b"")
+            if not forked and root != remains.root_below(self._db, chain, low):
+                raise Corruption(f"{where} is not what its HEAD is over", RESTORE)
+            try:
+                summed = remains.summed(remains.lefts(self._db, chain))
+            except BadEntry as error:
+                raise Corruption(f"{where} is damaged: {error}", RESTORE) from None
+            if summed != remains.sums(self._db, chain):
+                raise Corruption(f"{where} amounts to something else", RESTORE)
+
+    def _leave_deals(self, chain: int, key: ChainKey, below: int) -> int:
+        """Of the chain's deals that are over and all *below*, leave what has to be; how many."""
+        gone: dict[bytes, remains.Left] = {}
+        for entry in self.chain(key[0]):
+            body = entry.content
+            if body.seq >= below:
+                break
+            if body.net != key[1]:
+                continue
+            if body.kind is Kind.ALLOC:
+                about = self.resolutions(entry.id)
+                if end := remains.end_of(entry, about, below):
+                    gone |= {e.id: None for e in about if e.content.kind is not Kind.REFUND}
+                    gone[entry.id] = remains.Closed(body.peer, end)
+            elif body.kind is Kind.REFUND and remains.is_pruned(self._db, body.ref):
+                gone[entry.id] = remains.Returned(body.peer, Refund.decode(body.terms).amount)
+        for entry_id, left in gone.items():
+            remains.leave(self._db, entry_id, left)
+        remains.carry(self._db, chain, gone.values())
+        return len(gone)
 
     def _file(self, entries: Iterable[Filed]) -> int:
         """Insert what is new, and look at what is not; how many were new."""
@@ -331,10 +418,11 @@ class Store:
         for entry_id, n in self._where(list(unique)).items():
             filed = unique.pop(entry_id)
             if filed.is_checked:
+                raw = filed.raw()
                 self._db.execute(
-                    "UPDATE entry SET sig = ?, checked = 1, task = ?, ref = ?"
-                    " WHERE n = ? AND (NOT checked OR sig > ?)",
-                    (filed.sig, filed.task or None, filed.ref or None, n, filed.sig),
+                    "UPDATE entry SET raw = ?, state = 1, task = ?, ref = ?"
+                    " WHERE n = ? AND (state = 0 OR state = 1 AND raw > ?)",
+                    (raw, filed.task, filed.ref, n, raw),
                 )
         chains: dict[ChainKey, list[Filed]] = {}
         for filed in unique.values():
@@ -343,70 +431,42 @@ class Store:
             self._extend(key, several)
         return len(unique)
 
-    def _extend(self, key: ChainKey, several: list[Filed]) -> None:
+    def _extend(self, key: ChainKey, several: Sequence[Filed]) -> None:
         """File new entries of one chain, and what is held of it."""
-        found, holding = self._holding(key)
-        chain = found if found is not None else self._new_chain(key)
+        found, holding = held.holding_of(self._db, key)
+        chain = found if found is not None else held.new_chain(self._db, key)
         self._db.executemany(
-            "INSERT INTO entry(id, chain, seq, hlc, checked, task, ref, body, sig)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO entry(start, seq, hlc, task, ref, chain, state, raw)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (
-                    f.id,
-                    chain,
-                    f.seq,
-                    f.hlc,
-                    f.is_checked,
-                    f.task or None,
-                    f.ref or None,
-                    f.body,
-                    f.sig,
-                )
+                (number(f.id[:8]), f.seq, f.hlc, f.task, f.ref, chain, f.is_checked, f.raw())
                 for f in several
             ],
         )
-        below = [filed.seq for filed in several if filed.seq < holding.top]
-        twice = len(several) - len({filed.seq for filed in several})
-        is_fork = bool(twice) or any(self._is_fork(chain, seq) for seq in below)
-        highest = min(several, key=lambda filed: (-filed.seq, filed.id))
-        topped = holding.topped(highest.seq, highest.id)
-        held = evolve(
+        seqs = {filed.seq for filed in several}
+        is_fork = len(seqs) < len(several) or any(
+            held.is_fork(self._db, chain, seq) for seq in seqs if seq < holding.top
+        )
+        top = max(seqs)
+        topped = holding.topped(top, min(filed.id for filed in several if filed.seq == top))
+        known = evolve(
             topped,
-            height=_height(self._db, chain, holding.height),
-            total=holding.total.plus(filed.id for filed in several),
+            height=held.height_from(self._db, chain, holding.height, topped.top, seqs),
+            total=holding.total.plus([filed.id for filed in several]),
             forked=holding.forked or (is_fork and key[0] != b""),
         )
-        _write(self._db, chain, held)
-
-    def _new_chain(self, key: ChainKey) -> int:
-        cursor = self._db.execute("INSERT INTO chain(author, net) VALUES (?, ?)", key)
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        held.write(self._db, chain, known)
 
     def _drop(self, entry_id: bytes) -> bool:
         row = self._db.execute(
-            f"SELECT n, chain FROM entry WHERE {_BY_ID} AND NOT checked",  # noqa: S608 (our own text)
-            (entry_id, entry_id),
+            f"SELECT n, chain FROM entry WHERE {_BY_ID} AND state = 0",  # noqa: S608 (our own text)
+            _found_by(entry_id),
         ).fetchone()
         if row is None:
             return False
         self._db.execute("DELETE FROM entry WHERE n = ?", row[:1])
-        _recount(self._db, row[1])
+        held.recount(self._db, row[1])
         return True
-
-    def _holding(self, key: ChainKey) -> tuple[int | None, Holding]:
-        with _telling_why():
-            row = self._db.execute(
-                f"SELECT chain, {_HOLDING} FROM chain WHERE author = ? AND net = ?",  # noqa: S608 (our own text)
-                key,
-            ).fetchone()
-        return (row[0], _held(row[1:])) if row else (None, Holding(*key))
-
-    def _is_fork(self, chain: int, seq: int) -> bool:
-        found = self._db.execute(
-            "SELECT 1 FROM entry WHERE chain = ? AND seq = ? LIMIT 2", (chain, seq)
-        )
-        return len(found.fetchall()) > 1
 
     def _where(self, entry_ids: Sequence[bytes], also: str = "") -> dict[bytes, int]:
         """The row of each of these that is there."""
@@ -414,121 +474,50 @@ class Store:
         for at in range(0, len(entry_ids), PAGE):
             page = entry_ids[at : at + PAGE]
             marks = ",".join("?" * len(page))
-            where = f"WHERE substr(id, 1, 8) IN ({marks}) {also}"
-            query = "SELECT id, n FROM entry " + where  # noqa: S608 (our own text)
-            found.update(self._db.execute(query, [entry_id[:8] for entry_id in page]))
+            where = f"WHERE start IN ({marks}) {also}"
+            query = "SELECT substr(raw, 1, 32), n FROM entry " + where  # noqa: S608 (our own text)
+            found.update(self._db.execute(query, [number(entry_id[:8]) for entry_id in page]))
         return {entry_id: found[entry_id] for entry_id in entry_ids if entry_id in found}
 
     def _read(self, where: str, *values: object) -> Iterator[Entry]:
         """Entries one by one, for a caller that stops in time; nobody may write meanwhile."""
-        with _telling_why():
+        with telling_why():
             yield from map(_entry, self._db.execute(_SELECT + where, values))
 
     def _rows(self, where: str, *values: object) -> list[_Row]:
-        with _telling_why():
+        with telling_why():
             return self._db.execute(_SELECT + where, values).fetchall()
 
 
+def _found_by(entry_id: bytes) -> tuple[int, bytes]:
+    return (number(entry_id[:8]), entry_id)
+
+
+def _cut(raw: bytes) -> tuple[bytes, bytes, bytes]:
+    """(id, body, sig)"""
+    return raw[:32], raw[96:], raw[32:96]
+
+
 def _entry(row: _Row) -> Entry:
-    _, entry_id, body, sig = row
+    entry_id, body, sig = _cut(row[1])
     entry = Entry(body, sig)
     if entry.id != entry_id:
-        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", _RESTORE)
+        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", RESTORE)
     return entry
 
 
 def _glance(row: _Row) -> Glance:
-    _, entry_id, body, sig = row
+    entry_id, body, sig = _cut(row[1])
     try:
         glance = Glance.of(body, sig)
     except BadEntry:
         glance = None
     if glance is None or glance.id != entry_id:
-        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", _RESTORE)
+        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", RESTORE)
     return glance
 
 
-def _held(row: Sequence[Any]) -> Holding:
-    """Of the columns `_HOLDING`."""
-    author, net, height, top, top_id, count, total, forked = row
-    held = Total(count, int.from_bytes(total, "big"))
-    return Holding(author, net, height, top, top_id, held, bool(forked))
-
-
-def _write(db: sqlite3.Connection, chain: int, holding: Holding) -> None:
-    db.execute(
-        "UPDATE chain SET height = ?, top = ?, top_id = ?, count = ?, sum = ?, forked = ?"
-        " WHERE chain = ?",
-        (
-            holding.height,
-            holding.top,
-            holding.top_id,
-            holding.total.count,
-            holding.total.sum.to_bytes(32, "big"),
-            holding.forked,
-            chain,
-        ),
-    )
-
-
-def _height(db: sqlite3.Connection, chain: int, height: int) -> int:
-    """The first seq from *height* on that is missing."""
-    places = db.execute(
-        "SELECT DISTINCT seq FROM entry WHERE chain = ? AND seq >= ? ORDER BY seq", (chain, height)
-    )
-    for (seq,) in places:
-        if seq != height:
-            break
-        height += 1
-    return height
-
-
-def _recount(db: sqlite3.Connection, chain: int) -> None:
-    """What is held of a chain, from its entries; that it forked once is not forgotten."""
-    author, net, forked = db.execute(
-        "SELECT author, net, forked FROM chain WHERE chain = ?", (chain,)
-    ).fetchone()
-    places = db.execute("SELECT seq, id FROM entry WHERE chain = ?", (chain,)).fetchall()
-    holding = Holding(author, net, _height(db, chain, 0), forked=bool(forked))
-    for seq, entry_id in places:
-        holding = holding.topped(seq, entry_id)
-    twice = author != b"" and len({seq for seq, _ in places}) < len(places)
-    total = Total().plus(entry_id for _, entry_id in places)
-    _write(db, chain, evolve(holding, total=total, forked=holding.forked or twice))
-
-
-def _prepare(db: sqlite3.Connection) -> None:
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    if tables and application != _APPLICATION:
-        raise LedgerError("the file is not a ledger", "give another path")
-    db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.create_function("hlc_of", 1, lambda body: Body.decode(body).hlc)
-    with _transaction(db):
-        (known,) = db.execute("PRAGMA user_version").fetchone()
-        if known > len(schema.MIGRATIONS):
-            raise LedgerError(
-                f"the ledger has schema {known}, this program knows {len(schema.MIGRATIONS)}",
-                "a newer version wrote it: use that one or a newer one",
-            )
-        for statements in schema.MIGRATIONS[known:]:
-            for statement in statements:
-                db.execute(statement)
-        if 0 < known < schema.COUNTED_SINCE:
-            for (chain,) in db.execute("SELECT chain FROM chain").fetchall():
-                _recount(db, chain)
-        db.execute(f"PRAGMA application_id = {_APPLICATION}")
-        db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS)}")
-
-
-def _check_format(db: sqlite3.Connection) -> None:
-    """That the file is a ledger in today's form, which `open` makes of an older one."""
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (known,) = db.execute("PRAGMA user_version").fetchone()
-    if application != _APPLICATION:
-        raise LedgerError("the file is not a ledger", "give another path")
-    if known != len(schema.MIGRATIONS):
-        told = f"the ledger has schema {known}, this program knows {len(schema.MIGRATIONS)}"
-        raise LedgerError(told, "start its node once with this version, or use a newer one")
+def _root(head: Entry) -> bytes:
+    """What a HEAD says of the entries before it; nothing, if it is another kind of entry."""
+    is_head = head.content.kind is Kind.HEAD
+    return Checkpoint.decode(head.content.terms).root if is_head else b""

@@ -63,7 +63,7 @@ class Heads(Subject):
         super().__init__(store, Rows([(p, self._holdings[p].mark()) for p in places]), salt)
         self._named: dict[bytes, Holding] | None = None
         self._their_height: dict[ChainKey, int] = {}
-        self._promised: dict[ChainKey, int] = {}
+        self._promised: dict[ChainKey, tuple[int, int]] = {}
         self._surprises: set[ChainKey] = set()
 
     def row(self, index: int) -> bytes:
@@ -76,7 +76,7 @@ class Heads(Subject):
         ours = self._holdings.get(_place(key), Holding(*key)).height
         if top <= ours:
             return None
-        self._promised[key] = top
+        self._promised[key] = (height, top)
         return _chain_note(key, ours, top)
 
     def wanted(self, name: bytes) -> Iterator[Glance]:
@@ -97,7 +97,9 @@ class Heads(Subject):
         return len(self._surprises) <= len(self.wants)
 
     def withheld(self) -> int:
-        return sum(self.store.holding(*key).top < top for key, top in self._promised.items())
+        # Who pruned tells how far its ids go, and sends what is left of the entries.
+        ours = ((self.store.holding(*key), told) for key, told in self._promised.items())
+        return sum(held.height < height or held.top < top for held, (height, top) in ours)
 
 
 def _place(key: ChainKey) -> bytes:

@@ -6,7 +6,7 @@ keeps to its ALLOC's terms, takes a second entry: that is chain.py's and state.p
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import assert_never
 
@@ -17,10 +17,11 @@ from ledger.keys import Verify
 from ledger.model import (
     DEALINGS,
     TERMS_MAX,
+    AnyBody,
+    AnyTerms,
     Body,
     Entry,
     Kind,
-    Terms,
     accrued,
     amount_of,
 )
@@ -32,6 +33,18 @@ NO_SIGNATURE = bytes(64)
 """The `sig` of a FORKPROOF, which has no author."""
 FORKS_KEPT_MAX = 256
 """Fork proofs whose two entries are kept decoded."""
+
+# Sets, since every entry passes here: to look one member up takes longer than these do.
+_OPENS = frozenset((Kind.ALLOC,))
+_BEFORE_THE_END = frozenset((Kind.ALLOC, Kind.USE))
+_ONE_SIGNS = frozenset((Kind.CLAIM, Kind.RULING))
+_RULES = frozenset((Kind.RULING,))
+_OWED: Mapping[Kind, Callable[[AnyTerms], int]] = {
+    Kind.SETTLE: amount_of,
+    Kind.CLAIM: amount_of,
+    Kind.USE: accrued,
+}
+_MESSAGES = {Kind.USE: keys.use_message, Kind.KEYOP: keys.keyop_message}
 
 
 def check_entry(
@@ -69,13 +82,9 @@ def check_signatures(entry: Entry, verify: Verify = keys.verify) -> None:
         raise BadEntry("the author's signature is not its own")
 
 
-def peer_message(body: Body) -> bytes:
+def peer_message(body: AnyBody) -> bytes:
     """What the peer signs of *body*. A kind of its own is a domain of its own."""
-    if body.kind is Kind.USE:
-        return keys.use_message(body.terms)
-    if body.kind is Kind.KEYOP:
-        return keys.keyop_message(body.terms)
-    return keys.terms_message(body.terms)
+    return _MESSAGES.get(body.kind, keys.terms_message)(body.terms)
 
 
 def fork_of(body: Body) -> tuple[Entry, Entry]:
@@ -114,7 +123,7 @@ def flaw_of(body: Body) -> str:
     """In what *body* and its terms or statement disagree; empty if in nothing. Raises BadEntry."""
     match body.kind:
         case Kind.ALLOC | Kind.USE | Kind.SETTLE | Kind.VOID | Kind.CLAIM | Kind.RULING:
-            return _parties_flaw(body, body.deal) or _terms_flaw(body.kind, body.deal)
+            return flaw_of_deal(body, body.deal)
         case Kind.DISPUTE:
             Dispute.decode(body.terms)
         case Kind.REFUND:
@@ -134,36 +143,37 @@ def flaw_of(body: Body) -> str:
     return "a deal with oneself" if body.author == body.peer else ""
 
 
-def _parties_flaw(body: Body, deal: Terms) -> str:
+def flaw_of_deal(body: AnyBody, deal: AnyTerms) -> str:
+    """In what *body* and its terms, decoded, disagree; empty if in nothing."""
+    return _parties_flaw(body, deal) or _terms_flaw(body.kind, deal)
+
+
+def _parties_flaw(body: AnyBody, deal: AnyTerms) -> str:
     author, peer = deal.buyer, deal.seller
     names = "buyer", "seller"
-    if body.kind is Kind.CLAIM:
-        author, peer, names = deal.seller, deal.buyer, ("seller", "buyer")
-    elif body.kind is Kind.RULING:
-        author, peer, names = deal.arbiter, deal.buyer, ("arbiter", "buyer")
+    if body.kind in _ONE_SIGNS:
+        is_claim = body.kind is Kind.CLAIM
+        author, peer = deal.seller if is_claim else deal.arbiter, deal.buyer
+        names = "seller" if is_claim else "arbiter", "buyer"
     if body.author != author:
         return f"the author is not the {names[0]} of the terms"
     if body.peer != peer:
         return f"the peer is not the {names[1]} of the terms"
     if deal.seller == deal.buyer:
         return "a deal with oneself"
-    if body.kind is Kind.RULING and deal.arbiter in (deal.seller, deal.buyer):
+    if body.kind in _RULES and deal.arbiter in (deal.seller, deal.buyer):
         return "an arbiter of its own deal"
     return ""
 
 
-def _terms_flaw(kind: Kind, deal: Terms) -> str:
-    if (kind is Kind.ALLOC) != (deal.ref == b""):
+def _terms_flaw(kind: Kind, deal: AnyTerms) -> str:
+    if (kind in _OPENS) != (deal.ref == b""):
         return f"ref must be {'empty' if deal.ref else 'given'} in {kind.name}"
-    if kind in (Kind.ALLOC, Kind.USE) and (deal.outputs or deal.exit):
+    if kind in _BEFORE_THE_END and (deal.outputs or deal.exit):
         return f"{'an' if kind is Kind.ALLOC else 'a'} {kind.name} that tells how the run ended"
-    if kind is Kind.RULING:
+    if kind in _RULES:
         return "" if deal.amount <= deal.reserve else "a RULING above the reserve"
-    owed = 0
-    if kind in (Kind.SETTLE, Kind.CLAIM):
-        owed = amount_of(deal)
-    elif kind is Kind.USE:
-        owed = accrued(deal)
+    owed = _OWED[kind](deal) if kind in _OWED else 0
     return "" if deal.amount == owed else f"the amount is {deal.amount}, the terms make it {owed}"
 
 

@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from ledger import keys
 from ledger.database import BUSY_WAIT_S, telling_why, transaction
 from ledger.errors import Corruption, LedgerError
+from ledger.keys import Verify, entry_message
 from ledger.model import Entry, Kind
 from ledger.proof import Frontier
-from ledger.witness import Ballot
+from ledger.witness import LOST, Ballot
 
 _APPLICATION = 0x6D577431  # "mWt1"
 _SCHEMA = 1
-_LOST = "give up this witness's key: who votes again from less than it knew, votes twice"
 _HASH = 32
 _CLOSING = (Kind.SETTLE, Kind.VOID)
 _TABLES = (
@@ -50,7 +51,7 @@ class VoteBook:
         A book that is gone, or older than its votes, is no book: then take another key. Raises
         LedgerError.
         """
-        with telling_why(_LOST):
+        with telling_why(LOST):
             db = sqlite3.connect(
                 path, timeout=BUSY_WAIT_S, isolation_level=None, check_same_thread=False
             )
@@ -78,7 +79,7 @@ class VoteBook:
 
     def ballot(self, author: bytes, net: bytes) -> Ballot | None:
         """What was recorded last of that chain."""
-        with telling_why(_LOST):
+        with telling_why(LOST):
             row = self._db.execute(
                 "SELECT seq, peaks, retired, rival_body, rival_sig FROM ballot"
                 " WHERE author = ? AND net = ?",
@@ -91,12 +92,16 @@ class VoteBook:
         rival = None if rival_body is None else Entry(rival_body, rival_sig)
         last = self.voted(author, net, seq - 1)
         if last is None or len(nodes) != seq.bit_count():
-            raise Corruption(f"the ballot of {author.hex()} is not that of its votes", _LOST)
+            raise Corruption(f"the ballot of {author.hex()} is not that of its votes", LOST)
         return Ballot(author, net, last, Frontier(seq, nodes), bool(retired), rival)
 
     def voted(self, author: bytes, net: bytes, seq: int) -> Entry | None:
         """The entry at that place, if it was voted for."""
-        return self._entry("author = ? AND net = ? AND seq = ?", author, net, seq)
+        entry = self._entry("author = ? AND net = ? AND seq = ?", author, net, seq)
+        body = entry.content if entry else None
+        if entry and body and (body.author, body.net, body.seq) != (author, net, seq):
+            raise Corruption(f"entry r-{entry.id.hex()} is filed under the wrong key", LOST)
+        return entry
 
     def entry(self, entry_id: bytes) -> Entry | None:
         """An entry that was voted for."""
@@ -104,15 +109,31 @@ class VoteBook:
 
     def is_closed(self, alloc_id: bytes) -> bool:
         """Whether a SETTLE or VOID of that ALLOC was voted for."""
-        with telling_why(_LOST):
+        with telling_why(LOST):
             found = self._db.execute("SELECT 1 FROM voted WHERE closes = ? LIMIT 1", (alloc_id,))
             return found.fetchone() is not None
+
+    def scan(self, verify: Verify = keys.verify) -> int:
+        """Check all that is on the disk; how many entries that is. Raises Corruption.
+
+        It is meant for the start, before the first vote.
+        """
+        with telling_why(LOST):
+            (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+            chains = self._db.execute("SELECT author, net FROM ballot").fetchall()
+            (count,) = self._db.execute("SELECT count(*) FROM voted").fetchone()
+        if verdict != "ok":
+            raise Corruption(f"the book is damaged: {verdict}", LOST)
+        found = sum(self._scan(author, net, verify) for author, net in chains)
+        if found != count:
+            raise Corruption(f"{count} entries where {found} were voted for", LOST)
+        return found
 
     def record(self, ballot: Ballot, entries: Sequence[Entry]) -> None:
         """Keep *ballot* and the *entries* that are new in it: durable when it returns."""
         assert ballot.last is not None, "a ballot without a vote"
         rival = (ballot.rival.body, ballot.rival.sig) if ballot.rival else (None, None)
-        with telling_why(_LOST), transaction(self._db):
+        with telling_why(LOST), transaction(self._db):
             self._db.executemany(
                 "INSERT INTO voted(author, net, seq, id, closes, body, sig)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -131,8 +152,21 @@ class VoteBook:
                 ),
             )
 
+    def _scan(self, author: bytes, net: bytes, verify: Verify) -> int:
+        """Check what was voted for on one chain."""
+        ballot, tree = self.ballot(author, net), Frontier()
+        assert ballot is not None, "it was just there"
+        for seq in range(ballot.seq):
+            entry = self.voted(author, net, seq)
+            if entry is None or not verify(author, entry_message(entry.id), entry.sig):
+                raise Corruption(f"the vote of {author.hex()} for seq {seq} is damaged", LOST)
+            tree = tree.plus(entry.id)
+        if tree != ballot.tree:
+            raise Corruption(f"the ballot of {author.hex()} is not that of its votes", LOST)
+        return ballot.seq
+
     def _entry(self, where: str, *values: object) -> Entry | None:
-        with telling_why(_LOST):
+        with telling_why(LOST):
             row = self._db.execute(
                 f"SELECT id, body, sig FROM voted WHERE {where}",  # noqa: S608 (our own text)
                 values,
@@ -142,7 +176,7 @@ class VoteBook:
         entry_id, body, sig = row
         entry = Entry(body, sig)
         if entry.id != entry_id:
-            raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", _LOST)
+            raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", LOST)
         return entry
 
 

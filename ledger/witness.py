@@ -17,7 +17,7 @@ from attrs import evolve, field, frozen
 
 from ledger import keys
 from ledger.chain import Head, check_entry, check_link, origin, rotated_to
-from ledger.errors import BadEntry, BrokenChain
+from ledger.errors import BadEntry, BrokenChain, Corruption
 from ledger.keys import Sign, Verify
 from ledger.model import KINDS_KNOWN, Body, Entry, Kind
 from ledger.proof import Frontier
@@ -45,6 +45,9 @@ RUN_MAX = 64
 """Entries that one question may bring."""
 AUTHORS_KEPT_MAX = 1024
 """Authors whose ballot is kept in memory; the others' are in the book."""
+
+LOST = "give up this witness's key: who votes again from less than it knew, votes twice"
+"""The way out of a damaged book."""
 
 CHAINED = KINDS_KNOWN - {Kind.FORKPROOF}
 _CLOSING = (Kind.SETTLE, Kind.VOID)
@@ -219,7 +222,8 @@ class Witness:
     def _held(self, ballot: Ballot, entry: Entry) -> Entry:
         """The entry that got the vote at the place of *entry*."""
         held = self._book.voted(ballot.author, ballot.net, entry.content.seq)
-        assert held is not None, "the book lacks an entry below its ballot"
+        if held is None:
+            raise Corruption("the book lacks an entry below its ballot", LOST)
         return held
 
     def _ballot(self, author: bytes, net: bytes) -> Ballot:

@@ -125,9 +125,12 @@ class Auditor:
         found: dict[bytes, Entry] = {}
         for entry in stretch:
             body = entry.content
-            alloc = self.ledger.entry(body.ref) if body.ref and body.ref not in here else None
+            wanted = {body.ref} - {b""}
+            if body.seq == 0:  # an heir's chain begins at another's ROTATE
+                wanted |= {body.prev} - {GENESIS}
+            rests_on = map(self.ledger.entry, wanted - here)
             rivals = self.ledger.resolutions(body.ref) if body.kind in PRECEDENCE else ()
-            found |= {each.id: each for each in (*rivals, *filter(None, (alloc,)))}
+            found |= {each.id: each for each in (*rivals, *rests_on) if each is not None}
         return [entry for entry in found.values() if entry.id not in here]
 
     def _findings(
@@ -216,14 +219,14 @@ class _Trunk:
     """A chain from its start on, as far as entry follows entry: what its HEADs are roots of."""
 
     tree: Tree = field(factory=Tree)
-    tip: bytes = GENESIS
+    tip: bytes = b""
 
     def grow(self, stretch: Collection[Entry]) -> list[Finding]:
         """Add *stretch*; what its HEADs show. Of a fork one arm is followed."""
         found = []
         for entry in stretch:
             body = entry.content
-            if (body.seq, body.prev) != (len(self.tree), self.tip):
+            if body.seq != len(self.tree) or (body.seq and body.prev != self.tip):
                 continue
             if body.kind is Kind.HEAD:
                 is_good = self.tree.root() == Checkpoint.decode(body.terms).root

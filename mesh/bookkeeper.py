@@ -46,8 +46,8 @@ TASK_ENTRIES_MAX = 1_000
 EXTRACT_MAX = 100_000
 """Entries of the chain that a single task's bundle is cut from."""
 FORKS_MAX = 1_000
-REPLICATION = ("ledger_", "merge_", "replication_", "sync_")
-"""How the counters of replication begin."""
+REPLICATION = ("certificates", "ledger_", "witness")
+"""How the counters of replication, and of witnesses, begin."""
 
 T = TypeVar("T")
 

@@ -30,6 +30,7 @@ from mesh.api import convert
 from mesh.api.door import Door, Numbered
 from mesh.api.listen import check_loopback, port_error
 from mesh.ids import format_peer
+from mesh.notices import Answered, Awarded
 
 HOST_KEY = "network.grpc_host"
 PORT_KEY = "network.websocket_port"
@@ -107,6 +108,7 @@ class Monitor:
         self.port = 0
         self._door = door
         self._limits = limits
+        self._tier = door.status().tier  # it does not change while a node runs
         self._seq = 0
         self._viewers: list[Viewer] = []
         self._connections = 0
@@ -123,7 +125,7 @@ class Monitor:
             self._seq = numbered.seq
             if not self._viewers:
                 continue
-            frame = _event(numbered)
+            frame = _event(numbered, self._tier)
             for viewer in self._viewers:
                 if missed:
                     viewer.miss(missed)
@@ -185,7 +187,7 @@ class Monitor:
     async def _speak(self, socket: WebSocketConnection, viewer: Viewer) -> None:
         """Hello, snapshot and then what happens. Returns when the viewer stands still."""
         peer = format_peer(self._door.status().peer)
-        frame = _frame("hello", version=VERSION, peer=peer, seq=self._seq)
+        frame = _frame("hello", version=VERSION, peer=peer, seq=self._seq, tier=self._tier)
         snapshot: str | None = self._snapshot()
         while True:
             with trio.move_on_after(self._limits.stall_s) as sending:
@@ -268,9 +270,12 @@ def _is_own_page(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     return True
 
 
-def _event(numbered: Numbered) -> str:
+def _event(numbered: Numbered, tier: str) -> str:
+    """A notice; where it speaks of money, with what bounds an overspend."""
     notice = _plain(convert.notice(numbered))
     del notice["seq"]
+    if isinstance(numbered.notice, Answered | Awarded):
+        return _frame("event", seq=numbered.seq, notice=notice, tier=tier)
     return _frame("event", seq=numbered.seq, notice=notice)
 
 

@@ -1,4 +1,4 @@
-"""The auditor's copy: `ledger/` alone, with attrs, msgpack and PyNaCl and nothing else.
+"""The auditor's copy: `ledger/` alone, with attrs, msgpack, msgspec and PyNaCl and nothing else.
 
 Nothing of mesh can be imported there, nor anything else that this environment happens to have.
 """
@@ -21,7 +21,7 @@ from ledger.model import Entry
 from ledger.store import Store
 
 ROOT = Path(__file__).parents[2]
-NEEDED = ("attr", "attrs", "msgpack", "nacl", "cffi", "_cffi_backend", "pycparser")
+NEEDED = ("attr", "attrs", "msgpack", "msgspec", "nacl", "cffi", "_cffi_backend", "pycparser")
 """What the three packages consist of."""
 GOOD, BAD = 0, 6
 

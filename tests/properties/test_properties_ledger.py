@@ -85,7 +85,19 @@ def test_no_entry_survives_a_cut_or_an_addition(entry: bytes, data: some.DataObj
 
 
 DEALS = ("alloc", "alloc", "settle", "settle", "void", "fork")
-ALL = (*DEALS, "use", "claim", "claim", "dispute", "rule", "rule", "refund", "line", "revoke")
+ALL = (
+    *DEALS,
+    "use",
+    "claim",
+    "claim",
+    "dispute",
+    "rule",
+    "rule",
+    "refund",
+    "line",
+    "revoke",
+    "rotate",
+)
 
 
 @some.composite
@@ -108,6 +120,8 @@ def histories(draw: some.DrawFn, verbs: tuple[str, ...] = DEALS) -> list[Entry]:
             entries.append(chain.line(other, draw(some.integers(0, 10**4))))
         elif verb == "revoke":
             entries.append(chain.keyop(Op.REVOKE, draw(some.sampled_from(PARTIES))))
+        elif verb == "rotate":
+            entries.append(chain.keyop(Op.ROTATE, other))
         elif verb == "alloc" or not mine:
             arbiter = draw(some.sampled_from((DAVE.key, DAVE.key, b"")))
             price = draw(some.integers(0, 9))
@@ -187,12 +201,34 @@ def plain_fold(entries: list[Entry]) -> dict[bytes, Account]:
             totals[body.peer][1] += Refund.decode(body.terms).amount
     places = [(body.author, body.seq) for body in chained.values()]
     forked |= {author for author, seq in places if places.count((author, seq)) > 1}
-    revokes = [body for body in chained.values() if body.kind is Kind.KEYOP]
-    retired = {body.peer for body in revokes if body.author == body.peer}
+    keyops = [body for body in chained.values() if body.kind is Kind.KEYOP]
+    rotates = plain_rotates(entries)
+    retired = {body.peer for body in keyops if body.author == body.peer}
+    retired |= {owner for owner, _ in rotates}
+    heirs = {key: frozenset(heir for owner, heir in rotates if owner == key) for key in totals}
     return {
-        key: Account(*sums[:3], key in forked, sums[3], key in retired)
+        key: Account(*sums[:3], key in forked, sums[3], key in retired, heirs[key])
         for key, sums in totals.items()
     }
+
+
+def plain_rotates(entries: list[Entry]) -> set[tuple[bytes, bytes]]:
+    """(owner, heir); the other KEYOPs here are REVOKEs, which no subject signs."""
+    bodies = [entry.content for entry in entries]
+    return {(b.author, b.peer) for b in bodies if b.kind is Kind.KEYOP and b.peer_sig}
+
+
+def plain_exposure(whole: Accounts, entries: list[Entry], buyer: bytes, seller: bytes) -> int:
+    """What a key exposes its seller to by itself, and by those in whose place it stands."""
+
+    def alone(key: bytes) -> int:
+        there, back = whole.between(key, seller), whole.between(seller, key)
+        return there.owed + there.reserved - there.refunded - back.owed + back.refunded
+
+    line = {buyer}
+    for _ in PARTIES:
+        line |= {owner for owner, heir in plain_rotates(entries) if heir in line}
+    return alone(buyer) + sum(max(0, alone(key)) for key in line - {buyer})
 
 
 @settings(max_examples=250, deadline=None)
@@ -217,10 +253,8 @@ def test_exposure_is_what_each_pair_owes_and_reserves(
     whole = Accounts(NET)
     for entry in entries:
         whole.add(entry)
-    between = whole.between(buyer.key, seller.key)
     exposure = whole.exposure(buyer.key, seller.key)
-    back = whole.between(seller.key, buyer.key)
-    assert exposure - between.reserved == -(whole.exposure(seller.key, buyer.key) - back.reserved)
+    assert exposure == plain_exposure(whole, entries, buyer.key, seller.key)
     account = whole.account(buyer.key)
     pairs = [whole.between(buyer.key, other.key) for other in PARTIES]
     assert sum(pair.reserved for pair in pairs) == account.pending_debit

@@ -89,10 +89,13 @@ def sign(r: bytes, nonce: int, key: bytes, message: bytes) -> bytes:
     return r + scalar((nonce + challenge(r, key, message) * SECRET) % L)
 
 
-def message_where(r: bytes, key: bytes, is_multiple_of_8: bool) -> bytes:
-    """A message whose challenge kills a key's component of small order, or does not."""
+def message_where(r: bytes, key: bytes, *, torsion: int = 0, cancels: bool) -> bytes:
+    """A message whose challenge makes the parts of small order cancel out, or not.
+
+    The key's is T and R's is *torsion* times T: what is left of both is (torsion + challenge) T.
+    """
     messages = (b"%d" % n for n in count())
-    return next(m for m in messages if (challenge(r, key, m) % 8 == 0) is is_multiple_of_8)
+    return next(m for m in messages if ((torsion + challenge(r, key, m)) % 8 == 0) is cancels)
 
 
 def small_order() -> Iterator[tuple[str, bytes]]:
@@ -133,16 +136,39 @@ def ed25519() -> Iterator[tuple[str, bytes, bytes, bytes, bool]]:
     yield "an R with y = p + k, not of small order", KEY, m, scalar(P + large) + good[32:], False
     for name, point in small_order():
         one = encode(IDENTITY)
-        dead = message_where(one, point, is_multiple_of_8=True)
+        dead = message_where(one, point, cancels=True)
         yield f"key of small order: {name}, S = 0", point, dead, one + scalar(0), False
         yield f"R of small order: {name}", KEY, m, sign(point, 0, KEY, m), False
     mixed = encode(add(A, T))
-    dead = message_where(r, mixed, is_multiple_of_8=True)
-    live = message_where(r, mixed, is_multiple_of_8=False)
+    dead = message_where(r, mixed, cancels=True)
+    live = message_where(r, mixed, cancels=False)
     yield "mixed-order key, equation holds", mixed, dead, sign(r, NONCE, mixed, dead), True
     yield "mixed-order key, only 8 x equation", mixed, live, sign(r, NONCE, mixed, live), False
     mixed_r = encode(add(R, T))
     yield "mixed-order R, only 8 x equation", KEY, m, sign(mixed_r, NONCE, KEY, m), False
+    both = message_where(mixed_r, mixed, torsion=1, cancels=True)
+    yield (
+        "mixed-order key and R, equation holds",
+        mixed,
+        both,
+        sign(mixed_r, NONCE, mixed, both),
+        True,
+    )
+    one = message_where(mixed_r, mixed, torsion=1, cancels=False)
+    last = sign(mixed_r, NONCE, mixed, one)
+    yield "mixed-order key and R, only 8 x equation", mixed, one, last, False
+    small = encode(T)
+    alone = message_where(mixed_r, small, torsion=1, cancels=True)
+    last = mixed_r + scalar(NONCE)
+    yield "key of small order, mixed-order R, equation holds", small, alone, last, False
+    alone = message_where(small, mixed, torsion=1, cancels=True)
+    last = sign(small, 0, mixed, alone)
+    yield "mixed-order key, R of small order, equation holds", mixed, alone, last, False
+    for name, y in (("y = p + 1", P + 1), ("y = 1, sign set", 1 | 1 << 255)):
+        odd = scalar(y)
+        dead = message_where(odd, mixed, cancels=True)
+        last = sign(odd, 0, mixed, dead)
+        yield f"mixed-order key, R of small order: {name}, equation holds", mixed, dead, last, False
 
 
 def hostile() -> Iterator[tuple[str, bytes]]:

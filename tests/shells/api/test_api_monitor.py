@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from api_door import OTHER, OWN, TASK, MemoryDoor, moved, record
+from api_door import ANSWER, ENTRY, OTHER, OWN, TASK, MemoryDoor, moved, record
 from trio_websocket import (
     ConnectionClosed,
     ConnectionRejected,
@@ -22,7 +22,7 @@ from mesh.api.monitor import IGNORED_MAX, Monitor, MonitorLimits, open_monitor
 from mesh.errors import ConfigError
 from mesh.ids import format_peer, format_task, task_id
 from mesh.market.order import State
-from mesh.notices import OfferAged
+from mesh.notices import Answered, Awarded, OfferAged
 
 
 @asynccontextmanager
@@ -74,7 +74,13 @@ async def test_hello_comes_first_and_then_a_snapshot() -> None:
         await trio.testing.wait_all_tasks_blocked()
         async with looking_on(monitor) as socket:
             hello, snapshot = await greet(socket)
-    assert hello == {"kind": "hello", "version": 1, "peer": format_peer(OWN), "seq": 1}
+    assert hello == {
+        "kind": "hello",
+        "version": 1,
+        "peer": format_peer(OWN),
+        "seq": 1,
+        "tier": "T0: trust",
+    }
     assert snapshot["kind"] == "snapshot"
     assert snapshot["node"]["counters"] == {"frames_dropped": "7"}
     assert snapshot["peers"][0]["offer"]["price"] == "700"
@@ -114,6 +120,17 @@ async def test_events_arrive_in_order_at_every_viewer() -> None:
                 str(number) for number in range(100)
             ]
         assert monitor.statistics()["viewers"] == 2
+
+
+async def test_a_notice_that_names_a_price_comes_with_the_tier() -> None:
+    door = MemoryDoor()
+    async with open_monitor(door, port=0) as monitor, looking_on(monitor) as socket:
+        await greet(socket)
+        door.tell(Answered(TASK, ANSWER))
+        door.tell(Awarded(TASK, 1, OTHER, 90, "cheapest on time", ENTRY))
+        door.tell(OfferAged(OTHER))
+        heard = [await hear(socket) for _ in range(3)]
+    assert [frame.get("tier") for frame in heard] == ["T0: trust", "T0: trust", None]
 
 
 async def test_what_the_node_itself_missed_is_told_as_a_gap() -> None:

@@ -108,11 +108,11 @@ async def test_the_state_counts_entries_chains_and_forks(tmp_path: Path) -> None
     async with keeping(tmp_path) as (desk, keeper):
         empty = await desk.ledger()
         keeper.ledger.add(entries)
-        view = await keeper.status(1, 2, {"sync_talks": 3, "frames_dropped": 4})
+        view = await keeper.status(1, 2, {"ledger_rounds": 3, "frames_dropped": 4})
         again = await keeper.status(1, 2, {})
     assert (view.entries, view.chains) == (len(entries), 3)
     assert view.forked == (PeerId(BOB.key),), "by a FORKPROOF alone"
-    assert view.counters == (("sync_talks", 3),)
+    assert view.counters == (("ledger_rounds", 3),)
     assert view.digest == again.digest != empty.digest
     assert (view.tier, view.promise) == ("T0", promise("T0"))
 

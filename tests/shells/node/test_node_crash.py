@@ -126,7 +126,7 @@ def test_a_disk_that_takes_no_more_stops_the_node_in_order(
 ) -> None:
     """A file that somebody holds for ever, and SQLite's own wait made short."""
     name = {"journal": "node.sqlite", "ledger": "ledger.sqlite"}[what]
-    monkeypatch.setattr("ledger.store.BUSY_WAIT_S", 0.1)
+    monkeypatch.setattr("ledger.database.BUSY_WAIT_S", 0.1)
     monkeypatch.setattr("mesh.storage.journal.BUSY_WAIT_S", 0.1)
     other: list[sqlite3.Connection] = []
 

@@ -35,7 +35,7 @@ def jam(path: Path) -> sqlite3.Connection:
 async def test_a_record_is_durable_before_our_own_entry_that_it_tells_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ledger.store.BUSY_WAIT_S", 0.1)
+    monkeypatch.setattr("ledger.database.BUSY_WAIT_S", 0.1)
     async with open_hands(tmp_path) as hands:
         entry = Chain(BOB).alloc(ALICE)
         other = jam(tmp_path / "ledger.sqlite")

@@ -208,14 +208,14 @@ def test_a_table_of_a_damaged_file_says_so(path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["audit", "verify"])
-def test_an_auditor_needs_attrs_msgpack_and_pynacl_and_no_more(path: Path, verb: str) -> None:
+def test_an_auditor_needs_four_packages_and_no_more(path: Path, verb: str) -> None:
     program = (
         "import runpy, sys\n"
         "class Blocked:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        top = name.partition('.')[0]\n"
-        "        known = sys.stdlib_module_names | {'ledger', 'attr', 'attrs', 'msgpack', 'nacl',"
-        " '_cffi_backend', 'cffi'}\n"
+        "        known = sys.stdlib_module_names | {'ledger', 'attr', 'attrs', 'msgpack',"
+        " 'msgspec', 'nacl', '_cffi_backend', 'cffi'}\n"
         "        if top not in known: raise ImportError('blocked: ' + name)\n"
         "sys.meta_path.insert(0, Blocked())\n"
         f"sys.argv = ['ledger', {verb!r}, {str(path)!r}]\n"

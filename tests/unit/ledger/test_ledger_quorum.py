@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 
 import pytest
 from attrs import evolve
@@ -180,3 +181,9 @@ def test_a_tally_counts_each_member_once_and_nobody_else() -> None:
     one, two = (sign_vote(POSITION, party.key, party.sign) for party in WITNESSES[1:3])
     assert tally.add(one) is None
     assert tally.add(two) == CERTIFICATE
+
+
+def test_the_bytes_of_votes_and_certificates_never_change() -> None:
+    assert CERTIFICATE is not None
+    golden = [sha256(data).hexdigest()[:16] for data in (VOTE.encode(), CERTIFICATE.encode())]
+    assert golden == ["81cf687cd92e0482", "b44c5b3f31ec1d27"]

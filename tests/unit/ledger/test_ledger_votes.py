@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from pathlib import Path
 
@@ -120,3 +121,53 @@ def test_a_full_disk_casts_no_vote(tmp_path: Path) -> None:
             ask(witness, *run)
         book._db.execute("PRAGMA max_page_count = 1000000")
         assert is_vote_for(ask(witness, *run), run[-1])
+
+
+def test_every_flipped_bit_of_a_vote_is_found(tmp_path: Path) -> None:
+    bob, path = Chain(BOB), tmp_path / "votes.sqlite"
+    with VoteBook.open(path, ONE.key) as book:
+        ask(witness_of(ONE, book), *(bob.alloc(ALICE) for _ in range(3)))
+        assert book.scan() == 3
+        names = ("author", "net", "id", "body", "sig")
+        row = "SELECT author, net, id, body, sig FROM voted WHERE seq = 1"
+        columns = dict(zip(names, book._db.execute(row).fetchone(), strict=True))
+        dice = random.Random(5)
+        for name, data in columns.items():
+            for bit in dice.sample(range(8 * len(data)), 30):
+                damaged = bytearray(data)
+                damaged[bit // 8] ^= 1 << bit % 8
+                book._db.execute("BEGIN")
+                book._db.execute(f"UPDATE voted SET {name} = ? WHERE seq = 1", (bytes(damaged),))
+                with pytest.raises(Corruption, match="give up"):
+                    book.scan()
+                book._db.execute("ROLLBACK")
+        assert book.scan() == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE voted SET seq = 9 WHERE seq = 1",
+        "DELETE FROM voted WHERE seq = 0",
+        "UPDATE ballot SET seq = 2",
+        "UPDATE ballot SET peaks = zeroblob(length(peaks))",
+        "DELETE FROM ballot",
+    ],
+)
+def test_a_book_that_is_not_whole_is_found(tmp_path: Path, damage: str) -> None:
+    bob = Chain(BOB)
+    with VoteBook.open(tmp_path / "votes.sqlite", ONE.key) as book:
+        ask(witness_of(ONE, book), *(bob.alloc(ALICE) for _ in range(3)))
+        book._db.execute(damage)
+        with pytest.raises(Corruption, match="give up"):
+            book.scan()
+
+
+def test_a_vote_that_the_book_lost_is_told_and_none_is_given(tmp_path: Path) -> None:
+    bob = Chain(BOB)
+    entries = [bob.alloc(ALICE) for _ in range(3)]
+    with VoteBook.open(tmp_path / "votes.sqlite", ONE.key) as book:
+        ask(witness_of(ONE, book), *entries)
+        book._db.execute("DELETE FROM voted WHERE seq = 1")
+        with pytest.raises(Corruption, match="give up"):
+            ask(witness_of(ONE, book), entries[1])
