@@ -367,8 +367,12 @@ async def test_entries_of_ours_that_come_back_too_late_stop_us_rather_than_fork_
 def rot(path: Path) -> None:
     """Flip a byte of the first entry's body."""
     with sqlite3.connect(path) as db:
-        (body,) = db.execute("SELECT body FROM entry ORDER BY n LIMIT 1").fetchone()
-        db.execute("UPDATE entry SET body = ? WHERE n = 1", (body[:-9] + b"x" + body[-8:],))
+        (raw,) = db.execute("SELECT raw FROM entry ORDER BY n LIMIT 1").fetchone()
+        place = len(raw) // 2
+        flipped = bytes([raw[place] ^ 1])
+        db.execute(
+            "UPDATE entry SET raw = ? WHERE n = 1", (raw[:place] + flipped + raw[place + 1 :],)
+        )
     db.close()
 
 
