@@ -248,6 +248,8 @@ class Replication:
 
     def _look_for_fork(self, entry: Entry) -> None:
         body = entry.content
+        if body.net != self.head.net:
+            return  # the same key elsewhere is another chain
         if body.kind is Kind.FORKPROOF:
             self._note_fork(_Fork(PeerId(fork_of(body)[0].content.author)))
         elif body.author not in self._forked and self._holds_fork(body.author):
@@ -300,7 +302,7 @@ class Replication:
                 self._publish(wire)
         if any(fork.author == self.peer for fork in forks):
             self.alarm(Stopped(*_FORKED_US))
-        elif self.is_confirmed and any(entry.content.author == self.peer for entry in news):
+        elif self.is_confirmed and any(map(self._is_ours, news)):
             self.alarm(Stopped(*_BEHIND_US))
         ours = [entry.encode() for entry in news if self._concerns_us(entry)]
         forked = tuple(fork.author for fork in forks)
@@ -308,9 +310,14 @@ class Replication:
             await self.post(Learned(tuple(ours[at : at + LEARNED_MAX]), forked))
             forked = ()
 
+    def _is_ours(self, entry: Entry) -> bool:
+        return (entry.content.author, entry.content.net) == (self.peer, self.head.net)
+
     def _concerns_us(self, entry: Entry) -> bool:
-        body = entry.content  # what we wrote ourselves, `_confirm` tells of
-        return body.author != self.peer and (body.peer == self.peer or body.kind is Kind.KEYOP)
+        body = entry.content
+        if body.net != self.head.net or body.author == self.peer:
+            return False  # what we wrote ourselves, `_confirm` tells of
+        return body.peer == self.peer or body.kind is Kind.KEYOP
 
     # --- calls --------------------------------------------------------------------------------
 

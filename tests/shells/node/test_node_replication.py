@@ -361,6 +361,22 @@ async def test_entries_of_ours_that_come_back_too_late_stop_us_rather_than_fork_
         assert "has lost" in str(one.alarms[0])
 
 
+async def test_what_our_key_signed_on_another_network_is_no_affair_of_this_one(
+    tmp_path: Path,
+) -> None:
+    elsewhere = Chain(ONE, net=b"another1")
+    arms = [elsewhere.fork().alloc(TWO), elsewhere.alloc(THREE)]
+    proof = prove_fork(*arms)
+    assert proof is not None
+    async with (
+        open_node(tmp_path, 2, [*arms, proof], config=NEVER) as two,
+        open_node(tmp_path, 1, meets=[two]) as one,
+    ):
+        await eventually(lambda: one.holds(*arms, proof))
+        await eventually(lambda: one.count("ledger_rounds_equal") > 0)
+        assert (one.alarms, one.forked) == ([], [])
+
+
 # --- the disk ---------------------------------------------------------------------------------
 
 
