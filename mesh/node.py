@@ -220,42 +220,11 @@ async def _serve(
         workshop = Workshop(files.blocks, supervisor, performer.bring, files.scratch)
         performer.workshop = workshop
         counters: list[Callable[[], Mapping[str, int]]] = [replication.statistics]
-        quorum = _quorum(config)
-        if quorum:
-            learn = replication.learn_from
-            certifying = Certifying(quorum, files.petition, learn, witnessing, network)
-            performer.certify = certifying.certify
-            counters.append(lambda: certifying.tally)
+        _ask_witnesses(config, files, replication, witnessing, performer, counters)
         if witnessing:
             counters.append(witnessing.statistics)
-        reading = trio.CapacityLimiter(1)
-        bookkeeper = Bookkeeper(
-            me=files.key.peer,
-            ledger=files.reader,
-            reading=reading,
-            merge=replication.learn_from,
-            publish=replication.push,
-            driver=driver,
-            credit=kernel.credit,
-            tier=_tier(kernel, quorum),
-        )
-        rerunner = Rerunner(files.key.peer, files.blocks, workshop, performer.fetch)
-        auditor = Auditor(files.key.peer, files.reader, reading, rerunner)
-        desk = Desk(
-            kernel=kernel,
-            driver=driver,
-            broadcast=broadcast,
-            performer=performer,
-            workshop=workshop,
-            network=network,
-            blocks=files.blocks,
-            quota=config.storage.quota,
-            bookkeeper=bookkeeper,
-            auditor=auditor,
-            scratch=files.scratch,
-            agent=_agent(),
-            started_at=trio.current_time(),
-            doors=counters,
+        desk = _set_up_desk(
+            config, files, kernel, driver, performer, network, replication, counters
         )
         performer.said, performer.received = replication.push, replication.look_at
         for service in (
@@ -276,6 +245,65 @@ async def _serve(
         await _until_told(performer)
         broadcast.close()
         nursery.cancel_scope.cancel()
+
+
+def _ask_witnesses(
+    config: Config,
+    files: Belongings,
+    replication: Replication,
+    witnessing: Witnessing | None,
+    performer: Performer,
+    counters: list[Callable[[], Mapping[str, int]]],
+) -> None:
+    """Before what we sign, if a quorum of them is set."""
+    quorum, network = _quorum(config), replication.network
+    if quorum is not None and network is not None:
+        learn = replication.learn_from
+        certifying = Certifying(quorum, files.petition, learn, witnessing, network)
+        performer.certify = certifying.certify
+        counters.append(lambda: certifying.tally)
+
+
+def _set_up_desk(
+    config: Config,
+    files: Belongings,
+    kernel: Kernel,
+    driver: Driver,
+    performer: Performer,
+    network: Network,
+    replication: Replication,
+    counters: list[Callable[[], Mapping[str, int]]],
+) -> Desk:
+    """What answers clients."""
+    assert performer.workshop is not None
+    reading = trio.CapacityLimiter(1)
+    bookkeeper = Bookkeeper(
+        me=files.key.peer,
+        ledger=files.reader,
+        reading=reading,
+        merge=replication.learn_from,
+        publish=replication.push,
+        driver=driver,
+        credit=kernel.credit,
+        tier=_tier(kernel, _quorum(config)),
+    )
+    rerunner = Rerunner(files.key.peer, files.blocks, performer.workshop, performer.fetch)
+    return Desk(
+        kernel=kernel,
+        driver=driver,
+        broadcast=performer.broadcast,
+        performer=performer,
+        workshop=performer.workshop,
+        network=network,
+        blocks=files.blocks,
+        quota=config.storage.quota,
+        bookkeeper=bookkeeper,
+        auditor=Auditor(files.key.peer, files.reader, reading, rerunner),
+        scratch=files.scratch,
+        agent=_agent(),
+        started_at=trio.current_time(),
+        doors=counters,
+    )
 
 
 def _boast(config: Config, files: Belongings, kernel: Kernel) -> dict[str, object]:

@@ -102,7 +102,7 @@ class Performer:
         self._ledger = ledger
         self._records = records
         self._disk = trio.CapacityLimiter(1)  # its own: no reader or peer may hold up a commit
-        self._broadcast = broadcast
+        self.broadcast = broadcast
         self._nursery = nursery
         self._offers, self._offers_out = trio.open_memory_channel[bytes](1)
 
@@ -162,7 +162,7 @@ class Performer:
             case Penalize(peer, reason):
                 self._network.penalize(peer, reason)
             case Notify(notice):
-                self._broadcast.publish(notice)
+                self.broadcast.publish(notice)
                 if isinstance(notice, Hosted) and notice.what == "orphaned":
                     self._nursery.start_soon(self._provide, f"task:{notice.task.hex()}")
             case PersistTask() | PersistTenancy() | ForgetTenancy() | AppendEntry() | WakeAt():

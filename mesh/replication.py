@@ -12,7 +12,7 @@ transactions are short: nobody holds up the performer's commits.
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -29,8 +29,8 @@ from ledger.merge import Merged, Merger
 from ledger.model import Entry, Kind
 from ledger.sync import OverBudget, Replica, Synced, serve, sync
 from ledger.turns import HungUp, OtherVersion, Scope, SyncError
-from ledger.validity import fork_of, prove_fork
 from mesh.errors import MeshError, PeerError, Stopped, Unavailable
+from mesh.forks import Forks
 from mesh.ids import PeerId, short_peer
 from mesh.network.calls import Call
 from mesh.network.gossip import ENTRIES
@@ -43,14 +43,14 @@ _log = logging.getLogger("mesh.replication")
 
 FOLLOW_UPS_MAX = 3
 """In a row, each after an eighth of a period: under steady work every round moves something."""
+FULL_PER_S = 1000
+"""Entries: who has compared so many one by one rests a second at least, 0.5 % of its time."""
 CONFIRMING_MAX = 3
 """Peers that are asked where our own chain ends."""
 LEARNED_MAX = 256
 """Entries in one event."""
 OUTBOX_MAX = 4_096
 """Entries that wait to be published; a repair brings what is dropped."""
-FORKED_MAX = 65_536
-"""Authors whose fork is remembered as told."""
 _FORKED_US = (
     "this node's key has signed two entries for one place of its chain: others accept no more debts"
     " of it",
@@ -84,15 +84,6 @@ class ReplicationConfig:
     retry_s: float = 1.0
 
 
-@frozen
-class _Fork:
-    """An author that signed two entries for one place."""
-
-    author: PeerId
-    proof: tuple[bytes, ...] = ()
-    """What convinces others, encoded: a FORKPROOF, or both arms."""
-
-
 @define(eq=False)
 class Replication:
     """Keeps one node's ledger equal to the others'."""
@@ -117,8 +108,7 @@ class Replication:
     _thread: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
     _replica: Replica = field(init=False)
     _news: list[Entry] = field(factory=list, init=False)
-    _forks: list[_Fork] = field(factory=list, init=False)
-    _forked: OrderedDict[PeerId, None] = field(factory=OrderedDict, init=False)
+    _forks: Forks = field(init=False)
     _outbox: deque[bytes] = field(factory=deque, init=False)
     _something_to_say: trio.Event = field(factory=trio.Event, init=False)
     _unseen: deque[Entry] = field(factory=lambda: deque(maxlen=OUTBOX_MAX), init=False)
@@ -131,9 +121,11 @@ class Replication:
     _unequal: int = field(default=0, init=False)
     """Rounds in a row after which both still differed, though chains were compared twice."""
     _full_at: float = field(default=0.0, init=False)
+    _rested_at: float = field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._rota = Rota(self.rng)
+        self._forks = Forks(self.merger, self.head.net, _now_ms)
         self._replica = Replica(
             self.merger, _now_ms, trio.current_time, self._in_turn, self._take_note
         )
@@ -182,9 +174,7 @@ class Replication:
             await self._quietly(partial(self._looked_at, seen))
 
     def _looked_at(self, entries: Sequence[Entry]) -> Merged:
-        for entry in entries:
-            self._look_for_fork(entry)
-        return Merged()
+        return Merged(entries=tuple(self._forks.look_at(entries)))
 
     def _publish(self, wire: bytes) -> None:
         if len(self._outbox) >= OUTBOX_MAX:
@@ -243,55 +233,15 @@ class Replication:
         """Remember what `_tell` is to tell. In the thread."""
         self._news += merged.entries
         self._is_unchecked = self._is_unchecked or merged.vouched > 0
-        for entry in merged.entries:
-            self._look_for_fork(entry)
-
-    def _look_for_fork(self, entry: Entry) -> None:
-        body = entry.content
-        if body.kind is Kind.FORKPROOF:
-            self._note_fork(_Fork(PeerId(fork_of(body)[0].content.author)))
-        elif body.author not in self._forked and self._holds_fork(body.author):
-            self._note_fork(_Fork(PeerId(body.author), self._proof(entry)))
-
-    def _holds_fork(self, author: bytes) -> bool:
-        return self.merger.store.holding(author, self.head.net).forked
-
-    def _note_fork(self, fork: _Fork) -> None:
-        if fork.author in self._forked:
-            return
-        self._forked[fork.author] = None
-        if len(self._forked) > FORKED_MAX:
-            self._forked.popitem(last=False)
-        self._forks.append(fork)
-
-    def _proof(self, entry: Entry) -> tuple[bytes, ...]:
-        """What proves that its author signed another entry for the same place."""
-        place = entry.content
-        for other in self.merger.store.chain(place.author, place.seq - 1):
-            body = other.content
-            if body.seq != place.seq:
-                break
-            if body.net == place.net and other.id != entry.id:
-                proof = prove_fork(entry, other)
-                if proof is None:
-                    return entry.encode(), other.encode()
-                self._news += self.merger.merge([proof.encode()], _now_ms()).entries
-                return (proof.encode(),)
-        return ()
+        self._news += self._forks.look_at(merged.entries)
 
     def _recall(self) -> None:
-        """Forks proven before this start are told once more: whoever decides has forgotten."""
-        holdings = self.merger.store.holdings()
-        self._is_cold = not holdings
-        for holding in holdings:
-            if holding.forked and holding.net == self.head.net:
-                self._note_fork(_Fork(PeerId(holding.author)))
-        for proof in self.merger.store.chain(b""):
-            self._look_for_fork(proof)
+        self._is_cold = not self.merger.store.total().count
+        self._news += self._forks.recall()
 
     async def _tell(self) -> None:
         news, self._news = self._news, []
-        forks, self._forks = self._forks, []
+        forks = self._forks.take()
         self.rumours.note(entry.id for entry in news)
         for fork in forks:
             self.tally["ledger_forks"] += 1
@@ -300,7 +250,7 @@ class Replication:
                 self._publish(wire)
         if any(fork.author == self.peer for fork in forks):
             self.alarm(Stopped(*_FORKED_US))
-        elif self.is_confirmed and any(entry.content.author == self.peer for entry in news):
+        elif self.is_confirmed and any(map(self._is_ours, news)):
             self.alarm(Stopped(*_BEHIND_US))
         ours = [entry.encode() for entry in news if self._concerns_us(entry)]
         forked = tuple(fork.author for fork in forks)
@@ -308,9 +258,14 @@ class Replication:
             await self.post(Learned(tuple(ours[at : at + LEARNED_MAX]), forked))
             forked = ()
 
+    def _is_ours(self, entry: Entry) -> bool:
+        return (entry.content.author, entry.content.net) == (self.peer, self.head.net)
+
     def _concerns_us(self, entry: Entry) -> bool:
-        body = entry.content  # what we wrote ourselves, `_confirm` tells of
-        return body.author != self.peer and (body.peer == self.peer or body.kind is Kind.KEYOP)
+        body = entry.content
+        if body.net != self.head.net or body.author == self.peer:
+            return False  # what we wrote ourselves, `_confirm` tells of
+        return body.peer == self.peer or body.kind is Kind.KEYOP
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -450,6 +405,8 @@ class Replication:
         synced = await self._sync_with(peer, scopes)
         if synced is None:
             return False
+        if is_full:
+            await self._rest_from_full()
         self._judge(synced, is_full=is_full)
         return bool(synced.new or synced.sent)
 
@@ -459,15 +416,20 @@ class Replication:
 
     def _is_full_due(self) -> bool:
         """By the clock, or because chains alone do not make us equal: forks have several arms."""
-        patience = 1 if self._forked else 3
-        return trio.current_time() >= self._full_at or self._unequal >= patience
+        now, patience = trio.current_time(), 1 if self._forks else 3
+        return now >= self._full_at or (self._unequal >= patience and now >= self._rested_at)
 
     def _judge(self, synced: Synced, *, is_full: bool) -> None:
         self.tally["ledger_rounds_equal"] += synced.is_equal
         self._unequal = 0 if is_full or synced.is_equal else self._unequal + 1
-        if is_full:
-            self.tally["ledger_rounds_full"] += 1
-            self._full_at = trio.current_time() + self.config.full_repair_s
+
+    async def _rest_from_full(self) -> None:
+        """The longer the ledger, the rarer: or one forker would have us read it all every time."""
+        count = await self._in_turn(lambda: self.merger.store.total().count)
+        self.tally["ledger_rounds_full"] += 1
+        now = trio.current_time()
+        self._full_at = now + self.config.full_repair_s
+        self._rested_at = now + count / FULL_PER_S
 
     # --- upkeep -------------------------------------------------------------------------------
 

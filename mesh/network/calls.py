@@ -31,6 +31,8 @@ class CallConfig:
 
     inbound: int = 8
     inbound_per_peer: int = 1
+    cpu_ms: float = 20.0
+    """Of our processor that each is charged for, as a rule: ten calls a second of one peer."""
     open_s: float = 10.0
     silence_s: float = 20.0
     """How long one waits for the other to say something, or to hear it."""
@@ -132,6 +134,7 @@ class Calls:
             self.guard.is_banned(peer, trio.current_time())
             or self._answering.total() >= config.inbound
             or self._answering[peer] >= config.inbound_per_peer
+            or not self.guard.admits_work(peer, config.cpu_ms, trio.current_time())
         )
 
     async def _talk(self, call: Call, answer: Answer) -> None:

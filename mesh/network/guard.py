@@ -23,9 +23,9 @@ class GuardConfig:
     frames_per_s: float = 400.0
     bytes_per_s: float = 32e6
     verifications_per_s: float = 100.0
-    cpu_ms_per_s: float = 100.0
+    cpu_ms_per_s: float = 200.0
     """Of a core, for looking at what a peer forwards."""
-    cpu_ms_all_per_s: float = 300.0
+    cpu_ms_all_per_s: float = 500.0
     """The same, for all peers together."""
     burst_s: float = 2.0
     half_life_s: float = 60.0

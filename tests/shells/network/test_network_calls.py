@@ -9,6 +9,7 @@ import trio
 
 from mesh.errors import PeerError, Unavailable
 from mesh.network.calls import Call, CallConfig
+from mesh.network.guard import Guard, GuardConfig
 from mesh.network.network import LEDGER, Network
 
 
@@ -73,6 +74,7 @@ async def test_both_talk_and_hear_the_end(harness: Any) -> None:
 
 async def test_more_calls_than_a_connection_has_streams_leave_none_behind(harness: Any) -> None:
     server, caller = await pair(harness)
+    set_bounds(server.network, cpu_ms=0.0)
     for _ in range(300):
         async with caller.network.call(server.peer, LEDGER) as call:
             await call.send_all(b"x")
@@ -100,6 +102,20 @@ async def test_a_second_call_of_the_same_peer_is_refused_while_the_first_goes_on
 async def test_more_callers_than_are_answered_at_a_time_are_refused(harness: Any) -> None:
     server, caller = await pair(harness)
     set_bounds(server.network, inbound=0)
+    with pytest.raises(Unavailable):
+        await ask(caller, server)
+    assert server.count("calls_refused") == 1
+
+
+async def test_who_calls_more_often_than_its_share_of_our_processor_is_refused(
+    harness: Any,
+) -> None:
+    server, caller = await pair(harness)
+    server.network._calls.guard = Guard(GuardConfig(cpu_ms_per_s=0.001, burst_s=5000))
+    set_bounds(server.network, cpu_ms=1.0)
+    for _ in range(5):
+        await ask(caller, server)
+        await harness.eventually(lambda: not server.network.is_answering(caller.peer))
     with pytest.raises(Unavailable):
         await ask(caller, server)
     assert server.count("calls_refused") == 1

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from mesh.errors import ConfigError, Unavailable
-from mesh.ids import PeerId
+from mesh.ids import PeerId, format_peer
 from mesh.network.known import FILE, KnownPeers, save_known
 from mesh.network.mdns import service_type
 
@@ -116,3 +116,19 @@ async def test_neighbours_join_without_any_address(harness: Any) -> None:
 def test_a_private_mesh_has_a_service_name_of_its_own() -> None:
     assert service_type(None) == "_p2p-mesh1._udp.local."
     assert service_type("0F" * 32) == service_type("0f" * 32) != service_type("0e" * 32)
+
+
+async def test_others_are_told_to_dial_what_is_announced(harness: Any) -> None:
+    told = "/ip4/127.0.0.1/tcp/9"
+    hidden = await harness.node(1, announce=(told,))
+    assert hidden.network.addresses() == (f"{told}/p2p/{format_peer(hidden.peer)}",)
+    host: Any = hidden.network._host
+    (real,) = host.get_transport_addrs()
+    friend = await harness.node(2)
+    await friend.network.connect(f"{real}/p2p/{format_peer(hidden.peer)}")
+    await harness.eventually(lambda: told in friend.network.addresses_of(hidden.peer))
+
+
+async def test_an_announced_address_that_is_none_is_the_operators_to_mend(harness: Any) -> None:
+    with pytest.raises(ConfigError, match=r"network\.announce"):
+        await harness.node(1, announce=("/ip4/300.0.0.1/tcp/9",))

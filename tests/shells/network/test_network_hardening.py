@@ -22,6 +22,7 @@ from libp2p.network.config import ConnectionConfig
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.records.utils import InvalidRecordType
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport
 from libp2p.stream_muxer.yamux.yamux import YamuxStream
@@ -248,6 +249,18 @@ async def test_4_a_burst_is_queued_not_dropped(harness: Any, hardened: bool) -> 
     router = hardening.explicit_router
     heard = await hear_burst(harness, 150, router, hardened=hardened, library=hardened)
     assert heard == 150 if hardened else heard < 150
+
+
+@HARDENED
+def test_4_no_rpc_is_longer_than_the_other_side_takes(hardened: bool) -> None:
+    """A peer that missed many messages asks for all at once: one answer would end its stream."""
+    use_library(hardened)
+    messages = [rpc_pb2.Message(data=bytes(8192)) for _ in range(30)]
+    rpc = rpc_pb2.RPC(publish=messages, senderRecord=bytes(2000))
+    parts = RpcQueue().split_rpc(rpc)
+    longest = max(part.ByteSize() for part in parts)
+    assert sum(len(part.publish) for part in parts) == 30
+    assert (longest <= hardening.GOSSIP_RPC_BYTES) == hardened
 
 
 async def hear_burst(

@@ -160,6 +160,34 @@ async def test_equal_nodes_spend_a_few_bytes_on_each_round(tmp_path: Path) -> No
         assert one.count("ledger_bytes_in") + one.count("ledger_bytes_out") == 56 * rounds
 
 
+async def test_now_and_then_entries_are_compared_one_by_one_by_the_clock(tmp_path: Path) -> None:
+    config = evolve(OFTEN, full_repair_s=0.1)
+    async with (
+        open_node(tmp_path, 1, [Chain(BOB).alloc(ALICE)], config=config) as one,
+        open_node(tmp_path, 2, meets=[one], config=NEVER),
+    ):
+        await eventually(lambda: one.count("ledger_rounds_full") >= 2)
+
+
+async def test_forkers_do_not_have_a_long_ledger_read_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new proof each time leaves chains equal and ledgers not: a comparison of all is rested."""
+    monkeypatch.setattr("mesh.replication.FULL_PER_S", 0.001)
+    async with (
+        open_node(tmp_path, 1, config=NEVER) as one,
+        open_node(tmp_path, 2, meets=[one]) as two,
+    ):
+        for index in range(20, 28):
+            forker = Chain(party(index))
+            proof = prove_fork(forker.fork().alloc(ALICE), forker.alloc(ALICE, price=7))
+            assert proof is not None
+            one.store.add([proof])
+            rounds = two.count("ledger_rounds")
+            await eventually(lambda rounds=rounds: two.count("ledger_rounds") > rounds)  # type: ignore[misc]
+        assert two.count("ledger_rounds_full") == 1
+
+
 async def test_an_empty_ledger_takes_authors_at_their_word_and_checks_them_later(
     tmp_path: Path,
 ) -> None:
@@ -361,6 +389,22 @@ async def test_entries_of_ours_that_come_back_too_late_stop_us_rather_than_fork_
         assert "has lost" in str(one.alarms[0])
 
 
+async def test_what_our_key_signed_on_another_network_is_no_affair_of_this_one(
+    tmp_path: Path,
+) -> None:
+    elsewhere = Chain(ONE, net=b"another1")
+    arms = [elsewhere.fork().alloc(TWO), elsewhere.alloc(THREE)]
+    proof = prove_fork(*arms)
+    assert proof is not None
+    async with (
+        open_node(tmp_path, 2, [*arms, proof], config=NEVER) as two,
+        open_node(tmp_path, 1, meets=[two]) as one,
+    ):
+        await eventually(lambda: one.holds(*arms, proof))
+        await eventually(lambda: one.count("ledger_rounds_equal") > 0)
+        assert (one.alarms, one.forked) == ([], [])
+
+
 # --- the disk ---------------------------------------------------------------------------------
 
 
@@ -368,7 +412,11 @@ def rot(path: Path) -> None:
     """Flip a byte of the first entry's body."""
     with sqlite3.connect(path) as db:
         (raw,) = db.execute("SELECT raw FROM entry ORDER BY n LIMIT 1").fetchone()
-        db.execute("UPDATE entry SET raw = ? WHERE n = 1", (raw[:-9] + b"x" + raw[-8:],))
+        place = len(raw) // 2
+        flipped = bytes([raw[place] ^ 1])
+        db.execute(
+            "UPDATE entry SET raw = ? WHERE n = 1", (raw[:place] + flipped + raw[place + 1 :],)
+        )
     db.close()
 
 
