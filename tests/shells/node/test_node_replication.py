@@ -184,7 +184,7 @@ async def test_forkers_do_not_have_a_long_ledger_read_every_time(
             assert proof is not None
             one.store.add([proof])
             rounds = two.count("ledger_rounds")
-            await eventually(lambda rounds=rounds: two.count("ledger_rounds") > rounds)  # type: ignore[misc]
+            await eventually(lambda rounds=rounds: two.count("ledger_rounds") > rounds)
         assert two.count("ledger_rounds_full") == 1
 
 
