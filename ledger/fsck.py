@@ -39,6 +39,11 @@ def examine(
     store: Store, own: Collection[bytes] = (), seen: Seen = lambda _: None
 ) -> Iterator[Problem]:
     """All that is wrong with *store*. The chains of the keys in *own* must be whole, too."""
+    with store.snapshot():
+        yield from _examine(store, own, seen)
+
+
+def _examine(store: Store, own: Collection[bytes], seen: Seen) -> Iterator[Problem]:
     is_sound = True
     for damage in store.damage(seen=seen):
         is_sound = False
@@ -57,23 +62,31 @@ def examine(
 
 def _counted(store: Store, holding: Holding) -> Iterator[Problem]:
     """That what is held of a chain is what is said to be held."""
+    if holding.low:  # some of it was pruned: `Store.damage` has compared that with its HEAD
+        return
     total, seqs, last = Total(), 0, -1
     gap = False
-    for glance in store.glances(holding.author, holding.net, 0, 2**63 - 1):
-        total = total.plus((glance.id,))
-        gap = gap or glance.seq > last + 1
-        last = glance.seq
-        seqs = seqs if gap else glance.seq + 1
+    for seq, entry_id in store.places(holding.author, holding.net):
+        total = total.plus((entry_id,))
+        gap = gap or seq > last + 1
+        last = seq
+        seqs = seqs if gap else seq + 1
     if (total, seqs, last + 1) != (holding.total, holding.height, holding.top):
         yield Problem(f"the counts of {_name(holding)} are not those of its entries", _FETCH)
 
 
 def _own(store: Store, holding: Holding) -> Iterator[Problem]:
-    """That our own chain goes on from its start, and that we signed nothing twice."""
+    """That our own chain goes on from its start, and that we signed nothing twice.
+
+    What was pruned is under the HEAD at the low mark, which `damage` has held it to.
+    """
     head: Head | None = None
-    for entry in store.chain(holding.author):
+    for entry in store.chain(holding.author, holding.low - 1):
         body = entry.content
         if body.net != holding.net:
+            continue
+        if head is None and holding.low:
+            head = Head.after(entry)
             continue
         alloc = store.entry(body.ref) if body.ref else None
         try:
@@ -103,7 +116,9 @@ def _balanced(store: Store) -> Iterator[Problem]:
         if count == ACCOUNTS_MAX:
             return
         net = entry.content.net
-        accounts.setdefault(net, Accounts(net)).add(entry)
+        if net not in accounts:
+            accounts[net] = Accounts(net, store)
+        accounts[net].add(entry)
     for net, folded in accounts.items():
         every = folded.all().values()
         owed = sum(account.posted_debit for account in every)

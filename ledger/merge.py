@@ -38,8 +38,8 @@ CHUNK = 64
 """Entries whose signatures one thread checks at a time: few enough to share, enough to be worth a
 hop to another thread."""
 THREADS = 2
-"""That check signatures, if nobody else lends any. More than there are cores cost a tenth more:
-they only wake one another."""
+"""That check signatures, if nobody else lends any. More than there are cores cost up to 8 %
+more: they only wake one another."""
 FUTURE_MAX_MS = 5 * 60_000
 """How far ahead of ours an entry's clock may be."""
 EARLY_MAX = 1024

@@ -22,7 +22,7 @@ from ledger.errors import BadEntry
 from ledger.filed import number
 from ledger.model import Entry, Kind
 from ledger.proof import Tree
-from ledger.state import Resolution, deal_of, resolution_of
+from ledger.state import Carried, Resolution, deal_of, resolution_of
 
 PRUNED = 2
 """The state of an entry of which only this is left."""
@@ -76,9 +76,13 @@ def end_of(alloc: Entry, about: Collection[Entry], below: int) -> Resolution | N
 
 
 def leave(db: sqlite3.Connection, entry_id: bytes, left: Left) -> None:
-    """Keep of an entry its id, its place, and *left*."""
+    """Keep of an entry its id, its place, and *left*.
+
+    The row moves to below 0, among its like: where it was, whole pages fall empty and are used
+    again, and SQLite would not join half-empty ones.
+    """
     db.execute(
-        "UPDATE entry SET state = 2, task = NULL, ref = NULL, raw = ?"
+        "UPDATE entry SET n = -n, state = 2, task = NULL, ref = NULL, raw = ?"
         " WHERE start = ? AND substr(raw, 1, 32) = ?",
         (entry_id + _encode(left), number(entry_id[:8]), entry_id),
     )
@@ -158,6 +162,26 @@ def carry(db: sqlite3.Connection, chain: int, lefts: Iterable[Left]) -> None:
         )
 
 
+def carried(db: sqlite3.Connection, net: bytes) -> list[Carried]:
+    """What the pruned entries of every chain amount to."""
+    rows = db.execute("SELECT chain, author, low FROM chain WHERE net = ? AND low > 0", (net,))
+    return [
+        Carried(author, peer, low, owed, refunded)
+        for chain, author, low in rows.fetchall()
+        for peer, (owed, refunded) in sums(db, chain).items()
+    ]
+
+
+def pruned_at(db: sqlite3.Connection, author: bytes, net: bytes, seq: int) -> frozenset[bytes]:
+    """The ids of what was pruned at one place."""
+    rows = db.execute(
+        "SELECT substr(raw, 1, 32) FROM entry JOIN chain USING (chain)"
+        " WHERE author = ? AND net = ? AND seq = ? AND state = 2",
+        (author, net, seq),
+    )
+    return frozenset(entry_id for (entry_id,) in rows)
+
+
 def lefts(db: sqlite3.Connection, chain: int) -> Iterator[Left]:
     """What is left of each of the chain's pruned entries. Raises BadEntry."""
     rows = db.execute("SELECT raw FROM entry WHERE chain = ? AND state = 2", (chain,))
@@ -165,12 +189,17 @@ def lefts(db: sqlite3.Connection, chain: int) -> Iterator[Left]:
 
 
 def root_below(db: sqlite3.Connection, chain: int, seq: int) -> bytes:
-    """Of the tree over the ids of a chain without forks: pruned entries are in it too."""
+    """Of the tree over the chain's ids, those of pruned entries too; empty if there is a gap."""
     rows = db.execute(
-        "SELECT substr(raw, 1, 32) FROM entry WHERE chain = ? AND seq < ? ORDER BY seq",
+        "SELECT seq, substr(raw, 1, 32) FROM entry WHERE chain = ? AND seq < ? ORDER BY seq",
         (chain, seq),
     )
-    return Tree(entry_id for (entry_id,) in rows).root()
+    tree = Tree()
+    for place, entry_id in rows:
+        if place != len(tree):
+            return b""
+        tree.append(entry_id)
+    return tree.root()
 
 
 def _encode(left: Left) -> bytes:

@@ -16,35 +16,32 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
 
 from attrs import evolve
 
-from ledger import held, keys, remains
+from ledger import damage, held, keys, remains
 from ledger.chain import Head, check_link, origin, rotated_to
-from ledger.database import RESTORE, opened, snapshot, telling_why, transaction, viewed
-from ledger.errors import BadEntry, BrokenChain, Corruption, LedgerError
+from ledger.database import opened, snapshot, telling_why, transaction, viewed
+from ledger.errors import BrokenChain, Corruption, LedgerError
 from ledger.filed import Filed, better, checked, number, vouched
 from ledger.glance import Glance
 from ledger.holdings import ChainKey, Holding, Total
-from ledger.keys import Verify, entry_message
+from ledger.keys import Verify
 from ledger.model import Entry, Kind
+from ledger.rows import SELECT, Row, entry_of, glance_of, root_of
 from ledger.state import Carried, Deal, Resolution
-from ledger.statements import Checkpoint, Refund
+from ledger.statements import Refund
 
 PAGE = 500
 """Entries read at a time."""
 
 _CLOSING = (Kind.SETTLE, Kind.VOID)
 _VOUCHED, _CHECKED = 0, 1  # the states of an entry
-_SELECT = "SELECT n, raw FROM entry "
 _BY_ID = "start = ? AND substr(raw, 1, 32) = ?"  # bind `_found_by`
-
-_Row: TypeAlias = tuple[int, bytes]
-"""(n, what `_raw` makes of an entry)"""
 
 
 class Store:
@@ -89,7 +86,7 @@ class Store:
         """
         with telling_why(), transaction(self._db):
             for entry in entries:
-                if self.entry(entry.id) is None:
+                if self.entry(entry.id) is None and not remains.is_pruned(self._db, entry.id):
                     self._check_own(entry)
                     self._file([checked(entry)])
 
@@ -110,7 +107,7 @@ class Store:
 
     def vouched(self, limit: int) -> tuple[Glance, ...]:
         """Up to *limit* entries that nobody has checked yet, the oldest first."""
-        return tuple(map(_glance, self._rows("WHERE state = 0 ORDER BY n LIMIT ?", limit)))
+        return tuple(map(glance_of, self._rows("WHERE state = 0 ORDER BY n LIMIT ?", limit)))
 
     def drop_vouched(self, entry_ids: Iterable[bytes]) -> int:
         """Forget entries that turned out to be no good before anybody saw them; how many."""
@@ -175,14 +172,23 @@ class Store:
             PAGE,
         ):
             for row in rows:
-                glance = _glance(row)
+                glance = glance_of(row)
                 yield glance
             seq, n = glance.seq, rows[-1][0] + 1
+
+    def places(self, author: bytes, net: bytes) -> Iterator[tuple[int, bytes]]:
+        """(seq, id) of a chain's entries by seq, pruned ones too; nobody may write meanwhile."""
+        with telling_why():
+            yield from self._db.execute(
+                "SELECT seq, substr(raw, 1, 32) FROM entry JOIN chain USING (chain)"
+                " WHERE author = ? AND net = ? ORDER BY seq",
+                (author, net),
+            )
 
     def glance(self, entry_id: bytes) -> Glance | None:
         """The entry of that id, be it vouched for only. Raises LedgerError."""
         return next(
-            map(_glance, self._rows(f"WHERE {_BY_ID} AND state < 2", *_found_by(entry_id))), None
+            map(glance_of, self._rows(f"WHERE {_BY_ID} AND state < 2", *_found_by(entry_id))), None
         )
 
     def head(self, author: bytes, net: bytes) -> Head:
@@ -210,7 +216,7 @@ class Store:
             PAGE,
         ):
             for row in rows:
-                entry = _entry(row)
+                entry = entry_of(row)
                 yield entry
             seq, n = entry.content.seq, rows[-1][0] + 1
 
@@ -231,14 +237,14 @@ class Store:
         n = 0
         while rows := self._rows("WHERE n > ? AND state = 1 ORDER BY n LIMIT ?", n, PAGE):
             n = rows[-1][0]
-            yield from map(_entry, rows)
+            yield from map(entry_of, rows)
 
     def prune(self, head_id: bytes) -> int:
         """Drop the deals that are over for good below a HEAD; how many entries went.
 
         That witnesses signed this HEAD is the caller's to know: it is why nobody can fork what is
-        below it. Nothing of a chain that forked goes. Raises LedgerError if the HEAD is none that
-        we hold all of.
+        below it. Nothing of a chain that forked goes. Memory grows with what goes, and 64 bytes for
+        each entry below. Raises LedgerError if the HEAD is none that we hold all of.
         """
         with telling_why(), transaction(self._db):
             head = self.entry(head_id)
@@ -252,7 +258,7 @@ class Store:
             below = head.content.seq
             if holding.height <= below:
                 raise LedgerError(f"entry {holding.height} is missing", "fetch the chain first")
-            if remains.root_below(self._db, chain, below) != _root(head):
+            if remains.root_below(self._db, chain, below) != root_of(head):
                 raise LedgerError("the HEAD is over other entries", "keep both: it is evidence")
             gone = self._leave_deals(chain, holding.key, below)
             if gone:
@@ -264,14 +270,7 @@ class Store:
     def carried(self, net: bytes) -> list[Carried]:
         """What pruned entries amount to, for a fold over the others. Raises LedgerError."""
         with telling_why():
-            rows = self._db.execute(
-                "SELECT chain, author, low FROM chain WHERE net = ? AND low > 0", (net,)
-            )
-            return [
-                Carried(author, peer, low, owed, refunded)
-                for chain, author, low in rows.fetchall()
-                for peer, (owed, refunded) in remains.sums(self._db, chain).items()
-            ]
+            return remains.carried(self._db, net)
 
     def closed(self, deal: Deal) -> Resolution | None:
         """How a pruned deal ended. Raises LedgerError."""
@@ -283,19 +282,14 @@ class Store:
     def pruned_at(self, author: bytes, net: bytes, seq: int) -> frozenset[bytes]:
         """The ids of what was pruned at this place. Raises LedgerError."""
         with telling_why():
-            rows = self._db.execute(
-                "SELECT substr(raw, 1, 32) FROM entry JOIN chain USING (chain)"
-                " WHERE author = ? AND net = ? AND seq = ? AND state = 2",
-                (author, net, seq),
-            )
-            return frozenset(entry_id for (entry_id,) in rows)
+            return remains.pruned_at(self._db, author, net, seq)
 
     def scan(self, verify: Verify = keys.verify) -> int:
         """Check everything on disk against its hash and signature; how many entries there are.
 
         Raises Corruption, which names the first entry that is not what was stored.
         """
-        with telling_why(), snapshot(self._db):
+        with self.snapshot():
             for problem in self.damage(verify):
                 raise problem
             return self.total().count
@@ -304,31 +298,13 @@ class Store:
         self, verify: Verify = keys.verify, seen: Callable[[int], None] = lambda _: None
     ) -> Iterator[Corruption]:
         """All that is not as it was stored; *seen* hears how many entries were looked at."""
-        count = n = 0
-        try:
-            with telling_why():
-                (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
-            if verdict != "ok":
-                yield Corruption(f"the ledger file is damaged: {verdict}", RESTORE)
-            while rows := self._rows("WHERE n > ? ORDER BY n LIMIT ?", n, PAGE):
-                n = rows[-1][0]
-                count += len(rows)
-                yield from self._damaged(rows, verify)
-                seen(count)
-            self._check_remains()
-            if count != self.total().count:
-                told = f"{count} entries where {self.total().count} are counted"
-                yield Corruption(told, RESTORE)
-        except Corruption as problem:  # of the file itself: nothing can be read beyond it
-            yield problem
+        return damage.found(self._db, self.chain, verify, seen)
 
-    def _damaged(self, rows: Iterable[_Row], verify: Verify) -> Iterator[Corruption]:
-        for row in rows:
-            try:
-                with telling_why():
-                    self._check_row(row, verify)
-            except Corruption as problem:
-                yield problem
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read within is of one moment, whoever writes meanwhile."""
+        with telling_why(), snapshot(self._db):
+            yield
 
     def _beginning(self, author: bytes, net: bytes) -> Head:
         # Read once in a key's life, so by looking at every KEYOP: its kind is the 13th byte.
@@ -352,42 +328,6 @@ class Store:
             head = origin(body, self.entry(body.prev))
         check_link(head, entry, alloc.content if alloc else None)
 
-    def _check_row(self, row: _Row, verify: Verify) -> None:
-        n, raw = row
-        start = number(raw[:8])
-        *columns, state, low = self._db.execute(
-            "SELECT author, net, start, seq, hlc, task, ref, state, low FROM entry JOIN chain"
-            " USING (chain) WHERE entry.n = ?",
-            (n,),
-        ).fetchone() or (None, None)
-        if state == remains.PRUNED:  # `_check_remains` looks at all of them together
-            _, _, is_start, seq, _, *empty = columns
-            if is_start != start or seq >= low or empty != [None, None]:
-                raise Corruption(f"entry r-{raw[:32].hex()} is filed under the wrong key", RESTORE)
-            return
-        filed = checked(_entry(row)) if state == _CHECKED else vouched(_glance(row))
-        if columns != [*filed.key, start, filed.seq, filed.hlc, filed.task, filed.ref]:
-            raise Corruption(f"entry r-{filed.id.hex()} is filed under the wrong key", RESTORE)
-        author = filed.key[0]
-        if filed.is_checked and author and not verify(author, entry_message(filed.id), filed.sig):
-            raise Corruption(f"entry r-{filed.id.hex()} has a damaged signature", RESTORE)
-
-    def _check_remains(self) -> None:
-        """That the ids of what was pruned are those under the HEAD, and the sums are theirs."""
-        pruned = self._db.execute("SELECT chain, author, net, low, forked FROM chain WHERE low > 0")
-        for chain, author, net, low, forked in pruned.fetchall():
-            where = f"the chain of {author.hex()} below {low}"
-            heads = (e for e in self.chain(author, low - 1) if e.content.net == net)
-            root = next(map(_root, heads), b"")
-            if not forked and root != remains.root_below(self._db, chain, low):
-                raise Corruption(f"{where} is not what its HEAD is over", RESTORE)
-            try:
-                summed = remains.summed(remains.lefts(self._db, chain))
-            except BadEntry as error:
-                raise Corruption(f"{where} is damaged: {error}", RESTORE) from None
-            if summed != remains.sums(self._db, chain):
-                raise Corruption(f"{where} amounts to something else", RESTORE)
-
     def _leave_deals(self, chain: int, key: ChainKey, below: int) -> int:
         """Of the chain's deals that are over and all *below*, leave what has to be; how many."""
         gone: dict[bytes, remains.Left] = {}
@@ -404,7 +344,7 @@ class Store:
                     gone[entry.id] = remains.Closed(body.peer, end)
             elif body.kind is Kind.REFUND and remains.is_pruned(self._db, body.ref):
                 gone[entry.id] = remains.Returned(body.peer, Refund.decode(body.terms).amount)
-        for entry_id, left in gone.items():
+        for entry_id, left in reversed(gone.items()):  # so that their rows lie close: see `leave`
             remains.leave(self._db, entry_id, left)
         remains.carry(self._db, chain, gone.values())
         return len(gone)
@@ -482,42 +422,12 @@ class Store:
     def _read(self, where: str, *values: object) -> Iterator[Entry]:
         """Entries one by one, for a caller that stops in time; nobody may write meanwhile."""
         with telling_why():
-            yield from map(_entry, self._db.execute(_SELECT + where, values))
+            yield from map(entry_of, self._db.execute(SELECT + where, values))
 
-    def _rows(self, where: str, *values: object) -> list[_Row]:
+    def _rows(self, where: str, *values: object) -> list[Row]:
         with telling_why():
-            return self._db.execute(_SELECT + where, values).fetchall()
+            return self._db.execute(SELECT + where, values).fetchall()
 
 
 def _found_by(entry_id: bytes) -> tuple[int, bytes]:
     return (number(entry_id[:8]), entry_id)
-
-
-def _cut(raw: bytes) -> tuple[bytes, bytes, bytes]:
-    """(id, body, sig)"""
-    return raw[:32], raw[96:], raw[32:96]
-
-
-def _entry(row: _Row) -> Entry:
-    entry_id, body, sig = _cut(row[1])
-    entry = Entry(body, sig)
-    if entry.id != entry_id:
-        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", RESTORE)
-    return entry
-
-
-def _glance(row: _Row) -> Glance:
-    entry_id, body, sig = _cut(row[1])
-    try:
-        glance = Glance.of(body, sig)
-    except BadEntry:
-        glance = None
-    if glance is None or glance.id != entry_id:
-        raise Corruption(f"entry r-{entry_id.hex()} does not hash to its id", RESTORE)
-    return glance
-
-
-def _root(head: Entry) -> bytes:
-    """What a HEAD says of the entries before it; nothing, if it is another kind of entry."""
-    is_head = head.content.kind is Kind.HEAD
-    return Checkpoint.decode(head.content.terms).root if is_head else b""

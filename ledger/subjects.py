@@ -127,6 +127,8 @@ class Ids(Subject):
         super().__init__(store, Rows(rows), salt)
         self._named: dict[bytes, bytes] | None = None
         self._fetched: set[bytes] = set()
+        self._came: set[bytes] = set()
+        """Names of what we asked for and got."""
 
     def row(self, index: int) -> bytes:
         return self.rows.places[index]
@@ -149,7 +151,10 @@ class Ids(Subject):
             yield glance
 
     def is_expected(self, glance: Glance) -> bool:
-        return glance.id in self._fetched or self.recon.name(glance.id) in self.wants
+        name = self.recon.name(glance.id)
+        self._came |= {name} & self.wants
+        return glance.id in self._fetched or name in self.wants
 
     def withheld(self) -> int:
-        return len(self._fetched - self.store.which(list(self._fetched)))
+        unfetched = self._fetched - self.store.which(list(self._fetched))
+        return len(unfetched) + len(self.wants - self._came)

@@ -10,6 +10,7 @@ import io
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -111,7 +112,8 @@ class Auditor:
         while stretch := await self._read(lambda: list(islice(entries, STRETCH))):
             companions = await self._read(lambda: self._companions(stretch))
             beside = [*before, *companions]
-            found = await trio.to_thread.run_sync(self._findings, stretch, beside, author)
+            pruned = await self._read(partial(self._pruned_before, stretch))
+            found = await trio.to_thread.run_sync(self._findings, stretch, beside, author, pruned)
             heads = await trio.to_thread.run_sync(trunk.grow, stretch)
             if before:  # in the first stretch, the findings have them
                 found += heads
@@ -134,7 +136,11 @@ class Auditor:
         return [entry for entry in found.values() if entry.id not in here]
 
     def _findings(
-        self, stretch: Collection[Entry], beside: Collection[Entry], author: bytes
+        self,
+        stretch: Collection[Entry],
+        beside: Collection[Entry],
+        author: bytes,
+        pruned: Collection[bytes],
     ) -> list[Finding]:
         whole = (author,) if author == self.me else ()
         own = {entry.id: entry for entry in stretch}
@@ -142,7 +148,18 @@ class Auditor:
             _told(finding.check, finding.is_good, finding.detail, own.get(finding.entry_id))
             for finding in audit.findings({*stretch, *beside}, whole=whole)
             if finding.entry_id in own or (finding.check == "fork" and finding.entry_id)
+            if not (finding.check == "chain" and finding.entry_id in pruned)
         ]
+
+    def _pruned_before(self, stretch: Collection[Entry]) -> frozenset[bytes]:
+        """Those of *stretch* whose entry before is no longer here, and need not be."""
+        low = max((h.low for h in self.ledger.holdings() if h.author == self.me), default=0)
+        bodies = [entry.content for entry in stretch if 0 < entry.content.seq <= low]
+        return frozenset(
+            body.id
+            for body in bodies
+            if body.prev in self.ledger.pruned_at(body.author, body.net, body.seq - 1)
+        )
 
     # --- all of it ------------------------------------------------------------------------------
 
@@ -154,15 +171,20 @@ class Auditor:
             about = await self._read(lambda: self.ledger.newest(TASK_ENTRIES_MAX, task))
             wanted.extend(e.id for e in reversed(about) if self._is_bill(e, others=True))
             return list(reversed(wanted)), None
-        accounts, count = Accounts(NET), 0
+        accounts, count = await self._read(lambda: Accounts(NET, self.ledger)), 0
         entries = self.ledger.entries()
-        while part := await self._read(lambda: list(islice(entries, SLICE))):
-            count += len(part)
+
+        def fold() -> int:
+            part = list(islice(entries, SLICE))
             for entry in part:
-                if count <= BALANCE_MAX:
+                if count < BALANCE_MAX:
                     accounts.add(entry)
                 if self._is_bill(entry, others=request.others):
                     wanted.append(entry.id)
+            return len(part)
+
+        while size := await self._read(fold):
+            count += size
         return list(reversed(wanted)), _balance(accounts, count)
 
     def _is_bill(self, entry: Entry, *, others: bool) -> bool:
@@ -172,7 +194,9 @@ class Auditor:
 
     async def _rerun(self, bill_id: bytes) -> Finding:
         bill = await self._read(lambda: self.ledger.entry(bill_id))
-        assert bill is not None, "an entry that was here does not go"
+        if bill is None:
+            gone = _told("rerun", False, "its receipt was pruned meanwhile", None)
+            return evolve(gone, entry=EntryId(bill_id), is_skipped=True)
         alloc = await self._read(lambda: self.ledger.entry(bill.content.ref))
         limit = alloc.content.deal.fuel if alloc and alloc.content.kind is Kind.ALLOC else None
         again = await self.rerunner.run(bill, limit)

@@ -34,7 +34,7 @@ from ledger.validity import fork_of, peer_message, prove_fork
 from mesh import units
 from mesh.api.door import ForkView, Form, Intake, LedgerView, LineView, Piece, ReceiptView
 from mesh.driver import Driver
-from mesh.errors import NotFound, Refused
+from mesh.errors import NotFound, Refused, Unavailable
 from mesh.ids import Cid, EntryId, PeerId, TaskId, format_peer, format_task
 from mesh.market.credit import Credit
 from mesh.sansio import LineSet
@@ -75,6 +75,8 @@ class Bookkeeper:
     """Held by whoever reads from *ledger*."""
     merge: Callable[[Sequence[bytes]], Awaitable[Merged]]
     """Takes in encoded entries, and tells whom they concern."""
+    publish: Callable[[Sequence[Entry]], None]
+    """Tells everybody of what was new. Never waits."""
     driver: Driver
     credit: Credit
     tier: Tier
@@ -155,6 +157,7 @@ class Bookkeeper:
         """
         theirs = await self._read(lambda: [wire for wire in wires if not self._is_our_news(wire)])
         merged = await self.merge(theirs)
+        self.publish(merged.entries)
         return Intake(
             added=len(merged.entries),
             known=merged.known,
@@ -174,7 +177,7 @@ class Bookkeeper:
     # --- what is written down -------------------------------------------------------------------
 
     async def export(self, task: TaskId | None, form: Form) -> AsyncIterator[Piece]:
-        """The ledger as a file, in pieces. Raises NotFound."""
+        """The ledger as a file, in pieces. Raises NotFound, Unavailable."""
         tally = _Written()
         if task is not None:
             yield tally.piece(await self._read(lambda: self._of_task(task, form, tally)))
@@ -193,6 +196,8 @@ class Bookkeeper:
         """The entries that go into the file, and how many do not."""
         if form is not Form.BUNDLE:
             return self.ledger.entries(), 0
+        if self.ledger.vouched(1):
+            raise Unavailable("entries that came just now are still being checked: ask again")
         holdings = self.ledger.holdings()
         broken = {holding.author for holding in holdings if not _is_whole(holding)}
         left_out = sum(h.total.count for h in holdings if h.author in broken)
@@ -255,7 +260,8 @@ class _Written:
 
 
 def _is_whole(holding: Holding) -> bool:
-    return holding.author == b"" or holding.height == holding.top
+    """Whether all of the chain is here, from its start."""
+    return holding.author == b"" or (holding.height == holding.top and holding.low == 0)
 
 
 def _written(entries: Iterable[Entry], form: Form, *, with_title: bool) -> str:

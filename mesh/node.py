@@ -282,6 +282,7 @@ def _set_up_desk(
         ledger=files.reader,
         reading=reading,
         merge=replication.learn_from,
+        publish=replication.push,
         driver=driver,
         credit=kernel.credit,
         tier=_tier(kernel, _quorum(config)),

@@ -27,6 +27,8 @@ from mesh.storage.unixfs import walk
 FETCH_S = 60.0
 RATE_MIN = 64 << 10
 """Bytes/s, after `FETCH_S`: an audit waits no longer for who sends slower."""
+INPUT_MAX = 256 << 20
+"""Bytes of one input that are fetched for an audit: they lie in a store that has other uses."""
 WALL_LIMIT = "wall-limit"
 """How a run ends that depends on the machine: it says nothing of the bill."""
 
@@ -112,7 +114,7 @@ class Rerunner:
         if job is not None:
             await self._fetch(party, Cid(deal.module), MODULE_MAX)
             for root in deal.inputs:
-                await self._fetch(party, Cid(root), job.disk)
+                await self._fetch(party, Cid(root), min(job.disk, INPUT_MAX))
         return job
 
     async def _fetch(self, party: PeerId, root: Cid, bytes_max: int) -> None:

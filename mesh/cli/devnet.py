@@ -263,11 +263,12 @@ def _signals_end_it() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def keep(devnet: Devnet, story: Story) -> None:
-    """Leave it running until Ctrl-C, or until one of the nodes ends."""
+def keep(devnet: Devnet, story: Story, show: Callable[[], None] = lambda: None) -> None:
+    """*show* what is there, and leave it running until Ctrl-C, or until one of the nodes ends."""
     first = devnet.facts[0]["grpc"]
     try:
-        sys.stdout.flush()  # whoever reads that we are up may tell us to stop at once
+        show()  # whoever reads that we are up may tell us to stop at once
+        sys.stdout.flush()
         story.tell(f"it goes on: mesh --node {first} status · mesh --node {first} peers")
         story.tell("^C stops all of it")
         while all(member.process.poll() is None for member in devnet.members):
@@ -305,6 +306,11 @@ def devnet(*, form: str, nodes: int, is_kept: bool, timeout: int) -> None:
         ]
         story.clear()
         footer = f"{nodes} nodes, each sees the offers of all the others"
-        show_listing(Listing("node", "nodes", "peer", rows, _COLUMNS, footer), form)
+
+        def show() -> None:
+            show_listing(Listing("node", "nodes", "peer", rows, _COLUMNS, footer), form)
+
         if is_kept:
-            keep(running, story)
+            keep(running, story, show)
+        else:
+            show()

@@ -76,9 +76,10 @@ def examine(home: Home, key_path: Path, seen: Seen) -> Iterator[Problem]:
     journal = home.state / "node.sqlite"
     if journal.exists():
         yield from (Problem("journal", each.what, each.hint) for each in broken_journal(journal))
-    pins = home.data / "blocks" / "pins.sqlite"
-    if pins.exists():
-        yield from (Problem("pins", each.what, each.hint) for each in broken_database(pins))
+    databases = {"pins": home.data / "blocks" / "pins.sqlite", "votes": home.state / "votes.sqlite"}
+    for where, path in databases.items():
+        if path.exists():
+            yield from (Problem(where, each.what, each.hint) for each in broken_database(path))
     blocks = broken_blocks(home.data / "blocks", lambda count: seen("blocks", count))
     yield from (Problem("blocks", each.what, each.hint) for each in blocks)
 

@@ -50,6 +50,24 @@ def test_a_bill_is_audited_written_down_and_checked_without_a_node(mesh: Mesh) -
 
 
 @pytest.mark.slow
+def test_a_third_node_runs_a_bill_of_two_others_again(mesh: Mesh) -> None:
+    """It had no part in the deal: the receipt came by gossip, the job comes from its parties."""
+    buyer, auditor, _seller = mesh.start(3, buyers=2)
+    mesh.meet()
+    record = buyer.client.submit(WITNESS, ["a task"], limits=SMALL).result(PATIENCE_S)
+    eventually(
+        lambda: record.settle in {receipt.receipt_id for receipt in auditor.client.receipts()},
+        "the receipt is known to all",
+    )
+    told = facts(auditor, "audit", "--rerun", "all", "--others", "--export", "bundle")
+    findings = told["findings"]
+    assert isinstance(findings, list)
+    (again,) = [each for each in findings if each["check"] == "rerun"]
+    assert (again["receipt_id"], again["is_good"]) == (record.settle, True), again
+    assert auditor.command("audit", "--verify", "bundle").returncode == 0
+
+
+@pytest.mark.slow
 def test_a_line_that_is_set_is_signed_and_holds_after_a_restart(mesh: Mesh) -> None:
     buyer, seller = mesh.start(2, buyers=1)
     mesh.meet()
@@ -66,6 +84,34 @@ def test_a_line_that_is_set_is_signed_and_holds_after_a_restart(mesh: Mesh) -> N
     receipt = next(each for each in seller.client.receipts() if each.kind == "LINE")
     assert (receipt.says, receipt.signatures_good) == ("line of 0.2500 cr", 1)
     assert seller.command("fsck").returncode == 0
+
+
+@pytest.mark.slow
+def test_an_owners_word_is_brought_to_one_node_and_known_to_all(mesh: Mesh) -> None:
+    buyer, seller = mesh.start(2, buyers=1)
+    mesh.meet()
+    owner = facts(buyer, "key", "new-owner", "owner.key")
+    agreed = buyer.command("key", "consent", "--owner", str(owner["public"])).stdout.strip()
+    words = ("--owner-key=owner.key", f"--node={buyer.peer}", f"--consent={agreed}")
+    facts(buyer, "key", "delegate", *words)
+    assert facts(buyer, "ledger", "import", "owner.key.chain")["added"] == 1
+    assert facts(buyer, "key", "show")["owners"] == [owner["peer"]]
+    eventually(lambda: _keyops(seller) == 1, "the other node knows")
+    facts(buyer, "key", "revoke", "--owner-key=owner.key", f"--node={buyer.peer}", "--yes")
+    taken = facts(buyer, "ledger", "import", "owner.key.chain")
+    assert (taken["added"], taken["known"]) == (1, 1)
+    assert facts(buyer, "key", "show")["is_retired"] is True
+
+    eventually(lambda: _keyops(seller) == 2, "the other node knows that too")
+    task = buyer.client.submit(WITNESS, ["no"], limits=SMALL)
+    eventually(
+        lambda: any("retired" in answer.reason for answer in task.record.answers),
+        "nobody sells to a retired key",
+    )
+
+
+def _keyops(node: Node) -> int:
+    return sum(receipt.kind == "KEYOP" for receipt in node.client.receipts())
 
 
 def _kinds(node: Node) -> set[str]:
@@ -94,7 +140,10 @@ def test_a_node_with_a_rotated_key_goes_on_and_its_old_key_is_turned_away(mesh: 
     mesh.meet()
     record = buyer.client.submit(WITNESS, ["after"], limits=SMALL).result(PATIENCE_S)
     assert record.executor == fresh
-    facts(seller, "line", buyer.peer, "1")
+    eventually(
+        lambda: seller.command("line", buyer.peer, "1").returncode == 0,
+        "peers have confirmed where the chain begins",
+    )
     eventually(lambda: "LINE" in _kinds(seller), "the new key has a chain")
     assert seller.complaints() == []
     assert facts(seller, "fsck")["is_good"] is True

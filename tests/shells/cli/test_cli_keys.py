@@ -226,6 +226,10 @@ def spoil_pins(home: Home) -> None:
     (home.data / "blocks" / "pins.sqlite").write_bytes(b"not a database" * 200)
 
 
+def spoil_votes(home: Home) -> None:
+    (home.state / "votes.sqlite").write_bytes(b"not a database" * 200)
+
+
 def spoil_key(home: Home) -> None:
     home.key_file.write_text("no key")
 
@@ -237,6 +241,7 @@ def spoil_key(home: Home) -> None:
         (spoil_entry, "ledger", "fetch the entries from other nodes"),
         (spoil_journal, "journal", "receipts not"),
         (spoil_pins, "pins", "restore it"),
+        (spoil_votes, "votes", "restore it"),
         (spoil_key, "key", "restore it"),
     ],
 )

@@ -18,7 +18,9 @@ from node_hands import PATIENCE_S, WITNESS, Hands, Library, open_hands, open_pee
 from ledger import chain
 from ledger.audit import findings
 from ledger.bundle import read
+from ledger.chain import Head
 from ledger.evidence import Rerun
+from ledger.fsck import examine
 from ledger.keys import terms_message
 from ledger.model import Entry, amount_of
 from ledger.state import fold
@@ -107,6 +109,39 @@ async def test_a_gap_in_our_own_chain_is_bad_and_in_anothers_is_not(tmp_path: Pa
     async with open_auditor(other, PeerId(CAROL.key)) as (auditor, hands):
         hands.ledger.add(entries[2:3])
         assert "chain" not in bad(await found_by(auditor))
+
+
+def pruned(hands: Hands) -> int:
+    """BOB's chain with a HEAD over two deals that are over, which go; one stays open above it."""
+    bob = Chain(BOB, net=NET)
+    over = []
+    for number in range(2):
+        alloc = bob.alloc(ALICE, nonce=bytes([number]) * 16)
+        over += [alloc, bob.settle(ALICE, alloc)]
+    head = bob.checkpoint(over)
+    hands.ledger.append_own([*over, head, bob.alloc(ALICE)])
+    return hands.ledger.prune(head.id)
+
+
+async def test_what_was_pruned_is_no_gap_and_still_counts(tmp_path: Path) -> None:
+    async with open_auditor(tmp_path) as (auditor, hands):
+        assert pruned(hands) == 4
+        found = await found_by(auditor, AuditRequest(rerun=True))
+        assert list(examine(hands.ledger, (ME,))) == []
+    assert bad(found) == set()
+    (balance,) = [f for f in found if f.check == "balance"]
+    assert "7080 µcr owed, 7080 earned, 5040 reserved" in balance.detail
+
+
+async def test_a_gap_beside_what_was_pruned_is_still_a_gap(tmp_path: Path) -> None:
+    async with open_auditor(tmp_path) as (auditor, hands):
+        pruned(hands)
+        bob = Chain(BOB, Head.after(list(hands.ledger.chain(BOB.key))[-1]))
+        bob.alloc(ALICE)
+        hands.ledger.add([bob.alloc(ALICE)])
+        assert bad(await found_by(auditor)) == {"chain"}
+        (problem,) = examine(hands.ledger, (ME,))
+        assert "our own chain is broken at seq 7" in problem.what
 
 
 async def test_one_task_is_looked_at_alone(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from test_node_desk import KEY, open_desk
 from ledger.audit import findings
 from ledger.bundle import read
 from ledger.evidence import Inclusion
+from ledger.glance import Glance
 from ledger.model import KINDS_KNOWN, TERMED, Entry, Kind
 from ledger.statements import Line, Op
 from ledger.validity import prove_fork
@@ -174,6 +175,29 @@ async def test_a_chain_with_a_gap_is_left_out_of_a_bundle_and_counted(tmp_path: 
     assert (len(lines.splitlines()), every, none) == (10, 10, 0)
 
 
+async def test_a_chain_that_was_pruned_is_left_out_of_a_bundle(tmp_path: Path) -> None:
+    bob = Chain(BOB)
+    alloc = bob.alloc(ALICE)
+    over = [alloc, bob.settle(ALICE, alloc)]
+    head = bob.checkpoint(over)
+    async with keeping(tmp_path) as (_, keeper):
+        keeper.ledger.add([*over, head])
+        assert (await exported(keeper, Form.BUNDLE))[1:] == (3, 0)
+        keeper.ledger.prune(head.id)
+        assert (await exported(keeper, Form.BUNDLE))[1:] == (0, 3)
+
+
+async def test_no_bundle_is_made_while_entries_are_only_vouched_for(tmp_path: Path) -> None:
+    """They would be missing from it, and whoever reads it would see gaps."""
+    bob = Chain(BOB)
+    first, last = bob.alloc(ALICE), bob.alloc(ALICE)
+    async with keeping(tmp_path) as (_, keeper):
+        keeper.ledger.add([last], [Glance.of(first.body, first.sig)])
+        with pytest.raises(Unavailable, match="still being checked"):
+            await exported(keeper, Form.BUNDLE)
+        assert (await exported(keeper, Form.JSONL))[1] == 1
+
+
 async def test_one_task_comes_with_the_proofs_of_its_entries(tmp_path: Path) -> None:
     bob = Chain(BOB)
     mine = bob.alloc(ALICE, nonce=b"the task wanted!")
@@ -232,6 +256,8 @@ async def test_entries_are_checked_kept_and_told_to_the_kernel_where_they_concer
     not_about_us = seller.line(BOB, 500)
     keyop = Chain(CAROL).keyop(Op.DELEGATE, DAVE)
     async with keeping(tmp_path) as (desk, keeper):
+        told: list[Entry] = []
+        keeper = evolve(keeper, publish=told.extend)
         wires = [entry.encode() for entry in (about_us, not_about_us, keyop)]
         taken = await keeper.take_in([*wires, b"rubbish", wires[0]])
         assert (taken.added, taken.refused) == (3, 1)
@@ -241,8 +267,9 @@ async def test_entries_are_checked_kept_and_told_to_the_kernel_where_they_concer
         (learned,) = posted(desk)
         assert isinstance(learned, Learned)
         assert set(learned.entries) == {wires[0], wires[2]}
+        assert {entry.encode() for entry in told} == set(wires)
         assert (await keeper.take_in(wires)).known == 3
-        assert posted(desk) == []
+        assert (posted(desk), len(told)) == ([], 3)
 
 
 async def test_a_fork_that_comes_in_is_told_to_the_kernel(tmp_path: Path) -> None:

@@ -90,7 +90,14 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
             tally=tally,
         )
         bookkeeper = Bookkeeper(
-            KEY.peer, hands.ledger, reading, replication.learn_from, driver, kernel.credit, Tier()
+            me=KEY.peer,
+            ledger=hands.ledger,
+            reading=reading,
+            merge=replication.learn_from,
+            publish=replication.push,
+            driver=driver,
+            credit=kernel.credit,
+            tier=Tier(),
         )
         rerunner = Rerunner(KEY.peer, hands.blocks, hands.workshop, hands.performer.fetch)
         auditor = Auditor(KEY.peer, hands.ledger, reading, rerunner)

@@ -262,7 +262,7 @@ async def test_what_no_chain_tells_of_is_found_entry_by_entry(tmp_path: Path) ->
     ):
         await eventually(lambda: two.holds(proof))
         await eventually(lambda: two.forked == one.forked == [BOB.key])
-        assert two.count("ledger_rounds_full") == 1
+        await eventually(lambda: two.count("ledger_rounds_full") == 1)
 
 
 async def test_who_sees_a_fork_tells_everybody(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ledger.chain import Head
 from ledger.errors import BrokenChain, Corruption, LedgerError
 from ledger.glance import Glance
 from ledger.holdings import ChainKey, Holding, Total
-from ledger.model import Entry
+from ledger.model import Entry, Kind
 from ledger.state import fold
 from ledger.store import PAGE, Store
 
@@ -250,6 +250,36 @@ def test_a_file_of_schema_1_is_brought_up_to_date(path: Path) -> None:
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
     db.close()
+
+
+def test_a_file_of_schema_2_is_brought_up_to_date(path: Path) -> None:
+    """tests/data/ledger/schema2.sql was made by the program of its time."""
+    with sqlite3.connect(path) as db:
+        db.executescript((DATA / "schema2.sql").read_text())
+        before = db.execute("SELECT n, id, body, sig FROM entry ORDER BY n").fetchall()
+        chains = db.execute("SELECT author, net, height, top, count, forked FROM chain").fetchall()
+    db.close()
+    dave = Chain(DAVE)
+    alloc = dave.alloc(ALICE)
+    settle = dave.settle(ALICE, alloc)
+    for _ in range(2):
+        with Store.open(path) as store:
+            assert store.scan() == len(before) == 10
+            assert [(e.id, e.body, e.sig) for e in store.entries()] == [
+                row[1:] for row in before if row[1] != alloc.id
+            ]
+            assert [glance.id for glance in store.vouched(9)] == [alloc.id]
+            assert {entry.content.kind for entry in store.resolutions(alloc.id)} == {
+                Kind.SETTLE,
+                Kind.REFUND,
+            }
+            assert store.newest(99, alloc.content.nonce)[0] == settle
+            assert [
+                (h.author, h.net, h.height, h.top, h.total.count, h.forked)
+                for h in store.holdings()
+            ] == chains
+            assert store.total() == Total().plus(row[1] for row in before)
+            assert store.carried(NET) == []
 
 
 def test_schemas_are_appended_one_after_the_other(
