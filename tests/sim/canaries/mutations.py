@@ -109,8 +109,8 @@ MUTATIONS = (
         "an award is not on disk before it is sent",
         "mesh.market.auctioneer",
         "            PersistTask(record),\n            *signed,\n"
-        "            Send(winner, sale.award),",
-        "            *signed,\n            Send(winner, sale.award),",
+        "            self._send_award(winner, sale.award),",
+        "            *signed,\n            self._send_award(winner, sale.award),",
         ("S1", "S10", "crash", "honest"),
         8,
     ),
@@ -130,6 +130,14 @@ MUTATIONS = (
         "        body = entry.content\n        terms = Terms.decode(body.terms)",
         ("S8",),
         9,
+    ),
+    Mutation(
+        "nobody looks for the certificate",
+        "mesh.market.papers",
+        "    if quorum is None:",
+        "    if True:",
+        ("S8",),
+        19,
     ),
     Mutation(
         "capacity is never given back",
