@@ -155,7 +155,9 @@ def test_well_made_garbage_is_refused(value: Value) -> None:
 
 
 @given(st.sampled_from(ANSWERS), st.data())
-def test_a_bent_answer_is_refused_or_says_something_else(answer: Answer, data: st.DataObject) -> None:
+def test_a_bent_answer_is_refused_or_says_something_else(
+    answer: Answer, data: st.DataObject
+) -> None:
     """No two encodings mean the same."""
     wire = bytearray(encode_answer(answer))
     at = data.draw(st.integers(0, len(wire) - 1))
