@@ -8,7 +8,7 @@ keeps the entries too: they are the evidence against whoever forks, and what lat
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +23,8 @@ from ledger.witness import LOST, Ballot
 _APPLICATION = 0x6D577431  # "mWt1"
 _SCHEMA = 1
 _HASH = 32
+SCAN_PIECE = 32
+"""Entries that are checked at a time."""
 _CLOSING = (Kind.SETTLE, Kind.VOID)
 _TABLES = (
     "CREATE TABLE owner(witness BLOB NOT NULL)",
@@ -113,21 +115,25 @@ class VoteBook:
             found = self._db.execute("SELECT 1 FROM voted WHERE closes = ? LIMIT 1", (alloc_id,))
             return found.fetchone() is not None
 
-    def scan(self, verify: Verify = keys.verify) -> int:
-        """Check all that is on the disk; how many entries that is. Raises Corruption.
+    def scan(self, verify: Verify = keys.verify) -> Iterator[int]:
+        """Check all that is on the disk, piece by piece; how many entries each piece had.
 
-        It is meant for the start, before the first vote.
+        Votes may be recorded between two pieces; what comes after its chain was looked at was just
+        checked by the witness. Raises Corruption.
         """
         with telling_why(LOST):
             (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
             chains = self._db.execute("SELECT author, net FROM ballot").fetchall()
-            (count,) = self._db.execute("SELECT count(*) FROM voted").fetchone()
         if verdict != "ok":
             raise Corruption(f"the book is damaged: {verdict}", LOST)
-        found = sum(self._scan(author, net, verify) for author, net in chains)
-        if found != count:
-            raise Corruption(f"{count} entries where {found} were voted for", LOST)
-        return found
+        for author, net in chains:
+            yield from self._scan(author, net, verify)
+        with telling_why(LOST):
+            voted, known = self._db.execute(
+                "SELECT (SELECT count(*) FROM voted), (SELECT ifnull(sum(seq), 0) FROM ballot)"
+            ).fetchone()
+        if voted != known:
+            raise Corruption(f"{voted} entries where {known} were voted for", LOST)
 
     def record(self, ballot: Ballot, entries: Sequence[Entry]) -> None:
         """Keep *ballot* and the *entries* that are new in it: durable when it returns."""
@@ -152,8 +158,8 @@ class VoteBook:
                 ),
             )
 
-    def _scan(self, author: bytes, net: bytes, verify: Verify) -> int:
-        """Check what was voted for on one chain."""
+    def _scan(self, author: bytes, net: bytes, verify: Verify) -> Iterator[int]:
+        """Check what was voted for on one chain, up to where its ballot is now."""
         ballot, tree = self.ballot(author, net), Frontier()
         assert ballot is not None, "it was just there"
         for seq in range(ballot.seq):
@@ -161,9 +167,11 @@ class VoteBook:
             if entry is None or not verify(author, entry_message(entry.id), entry.sig):
                 raise Corruption(f"the vote of {author.hex()} for seq {seq} is damaged", LOST)
             tree = tree.plus(entry.id)
+            if tree.size % SCAN_PIECE == 0:
+                yield SCAN_PIECE
         if tree != ballot.tree:
             raise Corruption(f"the ballot of {author.hex()} is not that of its votes", LOST)
-        return ballot.seq
+        yield tree.size % SCAN_PIECE
 
     def _entry(self, where: str, *values: object) -> Entry | None:
         with telling_why(LOST):

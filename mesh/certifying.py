@@ -6,10 +6,15 @@ is led there, run by run. Enough votes make the certificate that a seller asks f
 
 from __future__ import annotations
 
+import logging
+import shutil
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
+from typing import TypeVar
 
 import trio
 from attrs import define, field
@@ -19,16 +24,24 @@ from ledger.hearing import decode_answer, decode_question, encode_answer, encode
 from ledger.model import Entry
 from ledger.quorum import Certificate, Position, Quorum, Tally
 from ledger.store import Store
+from ledger.votes import VoteBook
 from ledger.witness import RUN_MAX, Answer, Behind, Refused, Voted, Witness
 from mesh.errors import MeshError, PeerError, Stopped, Unavailable
-from mesh.ids import PeerId, short_peer
+from mesh.ids import NET, PeerId, short_peer
 from mesh.network.network import WITNESS, Network
+from mesh.rations import RationedBook
+from mesh.sansio import Identity
+
+_log = logging.getLogger("mesh.certifying")
 
 CERTIFY_S = 1.5
 """A certificate that takes longer comes too late: bids are held for 2 s."""
 RUNS_MAX = 1_024
 """Questions to one witness about one award: it goes on from there at the next one."""
 ASK_S = 1.0
+SCAN_REST_S = 0.02
+"""Some times as long as one piece takes."""
+T = TypeVar("T")
 
 
 @define(eq=False)
@@ -88,9 +101,12 @@ class Certifying:
             return
         match answer:
             case Voted(vote):
+                refused = votes.refused
                 if certificate := votes.add(vote):
                     found.append(certificate)
                     stop()
+                if votes.refused > refused:
+                    why.append(f"{short_peer(member)}: {self._blame(member, 'no vote for this')}")
             case Refused(reason, evidence):
                 why.append(f"{short_peer(member)}: {reason}")
                 if evidence:
@@ -144,8 +160,13 @@ class Certifying:
         try:
             return decode_answer(data)
         except BadEntry as error:
-            self.network.penalize(member, f"witness: {error.reason}")
-            raise PeerError(f"no answer of a witness: {error.reason}") from None
+            raise PeerError(self._blame(member, f"no answer: {error.reason}")) from None
+
+    def _blame(self, member: PeerId, fault: str) -> str:
+        """A fault that no honest witness commits."""
+        assert self.network is not None
+        self.network.penalize(member, f"witness: {fault}")
+        return fault
 
 
 @define(eq=False)
@@ -153,9 +174,14 @@ class Witnessing:
     """Votes for what others sign, one question at a time, in a thread: its book fsyncs."""
 
     witness: Witness
+    book: RationedBook
+    """That of the witness."""
     alarm: Callable[[MeshError], None]
     """Hears that the book failed: who has no book, does not vote."""
+    learn: Callable[[Sequence[bytes]], Awaitable[object]]
+    """Hears of two entries that prove a fork: who forked may keep it to itself."""
     _turn: trio.Lock = field(factory=trio.Lock, init=False)
+    _thread: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
 
     async def answer(self, peer: PeerId, request: bytes) -> bytes:
         """Serve *peer*'s question. Raises PeerError where it is none, Unavailable."""
@@ -167,12 +193,56 @@ class Witnessing:
 
     async def ask(self, run: Sequence[bytes]) -> Answer:
         """What we say of *run*. Raises Unavailable."""
+        answer = await self._in_turn(partial(self.witness.ask, run))
+        if isinstance(answer, Refused) and answer.evidence:
+            await self.learn([entry.encode() for entry in answer.evidence])
+        return answer
+
+    async def scan(self) -> None:
+        """Check the whole book once, at a leisurely pace, between two questions."""
+        pieces, count = self.book.book.scan(), 0
+        try:
+            while (piece := await self._in_turn(partial(next, pieces, None))) is not None:
+                count += piece
+                await trio.sleep(SCAN_REST_S)
+        except Unavailable:
+            return  # the alarm is rung
+        _log.info("the book of votes is sound: %s entries", count)
+
+    def statistics(self) -> dict[str, int]:
+        counts = {**self.witness.statistics(), **self.book.tally}
+        return {f"witness_{name}": count for name, count in counts.items()}
+
+    async def _in_turn(self, blocking: Callable[[], T]) -> T:
+        """Use the book, which only one may at a time. Raises Unavailable."""
         async with self._turn:
             try:
-                return await trio.to_thread.run_sync(self.witness.ask, run)
+                return await trio.to_thread.run_sync(blocking, limiter=self._thread)
             except LedgerError as error:
                 self.alarm(Stopped(f"the book of votes: {error.reason}", error.hint))
                 raise Unavailable("its book of votes fails") from None
 
-    def statistics(self) -> dict[str, int]:
-        return {f"witness_{name}": count for name, count in self.witness.statistics().items()}
+
+def stand_witness(
+    votes: VoteBook,
+    folder: Path,
+    us: Identity,
+    *,
+    is_frozen: Callable[[PeerId], bool],
+    alarm: Callable[[MeshError], None],
+    learn: Callable[[Sequence[bytes]], Awaitable[object]],
+) -> Witnessing:
+    """Ourselves as a witness with the book *votes*, which lies in *folder*.
+
+    No key that *is_frozen*, which forked or is retired, gets a vote.
+    """
+    book = RationedBook(votes, us.peer, time.monotonic, lambda: shutil.disk_usage(folder).free)
+
+    def refusal(author: bytes, net: bytes) -> str:
+        if net != NET:
+            return "another network"
+        if is_frozen(PeerId(author)):
+            return "its key forked or is retired"
+        return book.refusal(author, net)
+
+    return Witnessing(Witness(us.peer, us.sign, book, refusal=refusal), book, alarm, learn)

@@ -27,7 +27,6 @@ import mesh
 from ledger.errors import BadEntry, BrokenChain, LedgerError
 from ledger.quorum import Quorum
 from ledger.state import Accounts
-from ledger.witness import Witness
 from mesh import codec
 from mesh.api.monitor import open_monitor
 from mesh.api.server import open_api
@@ -35,7 +34,7 @@ from mesh.auditor import Auditor
 from mesh.belongings import Belongings, open_belongings, read_psk
 from mesh.bookkeeper import Bookkeeper, Tier
 from mesh.broadcast import Broadcast
-from mesh.certifying import Certifying, Witnessing
+from mesh.certifying import Certifying, Witnessing, stand_witness
 from mesh.config import Config
 from mesh.desk import Desk
 from mesh.driver import Driver
@@ -197,7 +196,16 @@ async def _serve(
     async with AsyncExitStack() as stack:
         alarm = _Alarm()
         replication = _replicate(config, files, kernel, driver, alarm)
-        witnessing = _witness(files, kernel, alarm)
+        witnessing = None
+        if files.votes is not None:
+            witnessing = stand_witness(
+                files.votes,
+                home.state,
+                kernel.identity,
+                is_frozen=kernel.credit.is_frozen,
+                alarm=alarm.ring,
+                learn=replication.learn_from,
+            )
         network = await stack.enter_async_context(
             _join(config, home, files, driver, alarm, replication, witnessing)
         )
@@ -223,6 +231,7 @@ async def _serve(
         _ask_witnesses(config, files, replication, witnessing, performer, counters)
         if witnessing:
             counters.append(witnessing.statistics)
+            nursery.start_soon(witnessing.scan)
         desk = _set_up_desk(
             config, files, kernel, driver, performer, network, replication, counters
         )
@@ -373,20 +382,6 @@ def _tier(kernel: Kernel, quorum: Quorum | None) -> Tier:
     if quorum is None:
         return Tier(kernel.tier)
     return Tier(kernel.tier, len(quorum.members), quorum.needed)
-
-
-def _witness(files: Belongings, kernel: Kernel, alarm: _Alarm) -> Witnessing | None:
-    """Ourselves as a witness, where our owner wants that."""
-    if files.votes is None:
-        return None
-
-    def refusal(author: bytes, net: bytes) -> str:
-        if net != NET:
-            return "another network"
-        return "its key forked or is retired" if kernel.credit.is_frozen(PeerId(author)) else ""
-
-    us = kernel.identity
-    return Witnessing(Witness(us.peer, us.sign, files.votes, refusal=refusal), alarm.ring)
 
 
 @asynccontextmanager

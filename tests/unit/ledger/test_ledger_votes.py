@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from collections import deque
 from pathlib import Path
 
 import pytest
-from ledger_deals import ALICE, BOB, NET, Chain
+from ledger_deals import ALICE, BOB, CAROL, NET, Chain
 from ledger_witnesses import WITNESSES, ask, is_vote_for, witness_of
 
 from ledger.errors import Corruption, LedgerError
-from ledger.votes import VoteBook
+from ledger.votes import SCAN_PIECE, VoteBook
+from ledger.witness import Voted
 
 ONE, TWO = WITNESSES[:2]
 
@@ -127,7 +129,7 @@ def test_every_flipped_bit_of_a_vote_is_found(tmp_path: Path) -> None:
     bob, path = Chain(BOB), tmp_path / "votes.sqlite"
     with VoteBook.open(path, ONE.key) as book:
         ask(witness_of(ONE, book), *(bob.alloc(ALICE) for _ in range(3)))
-        assert book.scan() == 3
+        assert sum(book.scan()) == 3
         names = ("author", "net", "id", "body", "sig")
         row = "SELECT author, net, id, body, sig FROM voted WHERE seq = 1"
         columns = dict(zip(names, book._db.execute(row).fetchone(), strict=True))
@@ -139,9 +141,9 @@ def test_every_flipped_bit_of_a_vote_is_found(tmp_path: Path) -> None:
                 book._db.execute("BEGIN")
                 book._db.execute(f"UPDATE voted SET {name} = ? WHERE seq = 1", (bytes(damaged),))
                 with pytest.raises(Corruption, match="give up"):
-                    book.scan()
+                    deque(book.scan())
                 book._db.execute("ROLLBACK")
-        assert book.scan() == 3
+        assert sum(book.scan()) == 3
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_a_book_that_is_not_whole_is_found(tmp_path: Path, damage: str) -> None:
         ask(witness_of(ONE, book), *(bob.alloc(ALICE) for _ in range(3)))
         book._db.execute(damage)
         with pytest.raises(Corruption, match="give up"):
-            book.scan()
+            deque(book.scan())
 
 
 def test_a_vote_that_the_book_lost_is_told_and_none_is_given(tmp_path: Path) -> None:
@@ -171,3 +173,18 @@ def test_a_vote_that_the_book_lost_is_told_and_none_is_given(tmp_path: Path) -> 
         book._db.execute("DELETE FROM voted WHERE seq = 1")
         with pytest.raises(Corruption, match="give up"):
             ask(witness_of(ONE, book), entries[1])
+
+
+def test_votes_may_be_recorded_while_the_book_is_looked_through(tmp_path: Path) -> None:
+    bob, carol = Chain(BOB), Chain(CAROL)
+    with VoteBook.open(tmp_path / "votes.sqlite", ONE.key) as book:
+        witness = witness_of(ONE, book)
+        for chain in (bob, carol):
+            for _ in range(SCAN_PIECE + 1):
+                assert isinstance(ask(witness, chain.alloc(ALICE)), Voted)
+        pieces = book.scan()
+        found = next(pieces)
+        assert isinstance(ask(witness, bob.alloc(ALICE), bob.alloc(ALICE)), Voted)
+        assert isinstance(ask(witness, carol.alloc(ALICE)), Voted)
+        assert found + sum(pieces) >= 2 * (SCAN_PIECE + 1)
+        assert sum(book.scan()) == 2 * (SCAN_PIECE + 1) + 3
