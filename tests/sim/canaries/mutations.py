@@ -109,8 +109,8 @@ MUTATIONS = (
         "an award is not on disk before it is sent",
         "mesh.market.auctioneer",
         "            PersistTask(record),\n            *signed,\n"
-        "            Send(winner, sale.award),",
-        "            *signed,\n            Send(winner, sale.award),",
+        "            self._send_award(winner, sale.award),",
+        "            *signed,\n            self._send_award(winner, sale.award),",
         ("S1", "S10", "crash", "honest"),
         8,
     ),
