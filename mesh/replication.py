@@ -210,7 +210,8 @@ class Replication:
         """
         async with self._turn:
             result = await trio.to_thread.run_sync(blocking, limiter=self._thread)
-            with trio.move_on_after(TELL_S, shield=True):  # a call may end, what it brought is ours
+            # A call may be cut off here; what it brought is ours.
+            with trio.CancelScope(shield=True), trio.move_on_after(TELL_S):
                 await self._tell()
         return result
 
