@@ -161,9 +161,8 @@ class Auctioneer:
         sale.refused.add(peer)
         if refusal.may_change:
             sale.busy.add(peer)
-        answer = refusal_answer(peer, refusal)
-        record = self.records[refusal.task]
-        return [*self._register.note(record, answer), *self._close_if_complete(refusal.task, now)]
+        noted = self._register.note(self.records[refusal.task], refusal_answer(peer, refusal))
+        return [*noted, *self._close_if_complete(refusal.task, now)]
 
     def accepted(self, peer: PeerId, accepted: Accepted) -> list[Action]:
         """The winner runs it; the others are told why they lost."""
