@@ -43,6 +43,8 @@ _log = logging.getLogger("mesh.replication")
 
 FOLLOW_UPS_MAX = 3
 """In a row, each after an eighth of a period: under steady work every round moves something."""
+TELL_S = 5.0
+"""How long whoever decides may take to hear of what was merged, when all else ends."""
 FULL_PER_S = 1000
 """Entries: who has compared so many one by one rests a second at least, 0.5 % of its time."""
 CONFIRMING_MAX = 3
@@ -208,7 +210,9 @@ class Replication:
         """
         async with self._turn:
             result = await trio.to_thread.run_sync(blocking, limiter=self._thread)
-            await self._tell()
+            # A call may be cut off here; what it brought is ours.
+            with trio.CancelScope(shield=True), trio.move_on_after(TELL_S):
+                await self._tell()
         return result
 
     async def _quietly(self, merge: Callable[[], Merged]) -> Merged:

@@ -94,6 +94,7 @@ async def open_node(
     tally: Counter[str] = Counter()
 
     async def post(event: Event) -> None:
+        await trio.lowlevel.checkpoint()
         posted.append(event)
 
     with ExitStack() as stack:
