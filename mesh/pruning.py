@@ -61,6 +61,7 @@ class Pruning:
     """Returns if a quorum signs the entry. Raises Unavailable."""
     blame_disk: Callable[[LedgerError], None]
     rng: Random
+    net: bytes = NET
     config: PruningConfig = field(factory=PruningConfig)
     tally: Counter[str] = field(factory=Counter)
     _below: dict[ChainKey, int] = field(factory=dict, init=False)
@@ -104,7 +105,7 @@ class Pruning:
         return heads
 
     def _is_due(self, holding: Holding) -> bool:
-        is_others = holding.author not in (b"", self.peer) and holding.net == NET
+        is_others = holding.author not in (b"", self.peer) and holding.net == self.net
         return is_others and not holding.forked and self._is_new(holding.key, holding.height)
 
     def _is_new(self, key: ChainKey, seq: int) -> bool:
