@@ -1,4 +1,4 @@
-"""Pruning: only what a quorum certifies goes, never of our own chain, and archives have the rest."""
+"""Pruning: only what a quorum certifies goes, never of our own chain; archives have it."""
 
 from __future__ import annotations
 
