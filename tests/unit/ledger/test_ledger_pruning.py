@@ -367,6 +367,27 @@ async def test_a_newcomer_gets_from_an_archive_what_a_pruned_replica_withholds()
     close_all()
 
 
+async def test_a_replica_that_pruned_more_than_one_exchange_tells_is_not_at_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bob = Chain(BOB)
+    entries, head = headed(bob, settled(bob, 60))
+    pruned = replica(entries)
+    while pruned.merger.store.prune(head.id):
+        pass
+    monkeypatch.setattr("ledger.exchange.NOTES_MAX", 16)
+    newcomer = replica()
+    for _ in range(3):
+        for one, other in ((newcomer, pruned), (pruned, newcomer)):
+            await synced(one, other, BOTH)
+    assert held(newcomer) == {head}
+    archive = replica(entries)
+    for _ in range(30):
+        await synced(newcomer, archive, BOTH)
+    assert held(newcomer) == set(entries)
+    close_all()
+
+
 async def test_a_chain_that_comes_with_holes_is_told_whoever_calls() -> None:
     bob = Chain(BOB)
     entries, head = headed(bob, settled(bob, 4))
