@@ -120,8 +120,6 @@ class Replication:
     _rota: Rota = field(init=False)
     _unequal: int = field(default=0, init=False)
     """Rounds in a row after which both still differed, though chains were compared twice."""
-    _sent: dict[PeerId, int] = field(factory=dict, init=False)
-    """Entries, to each who is connected, in the last round that sent any."""
     _full_at: float = field(default=0.0, init=False)
     _rested_at: float = field(default=0.0, init=False)
 
@@ -411,17 +409,7 @@ class Replication:
         if is_full:
             await self._rest_from_full()
         self._judge(synced, is_full=is_full)
-        return self._has_moved(peer, synced)
-
-    def _has_moved(self, peer: PeerId, synced: Synced) -> bool:
-        """Whether there may be more: not, if it was sent only what it was sent the last time.
-
-        Who lacks what we have pruned is sent what is left of it again and again.
-        """
-        before = self._sent.get(peer, 0)
-        self._sent = {p: n for p, n in self._sent.items() if p in self._ways.connected()}
-        self._sent[peer] = synced.sent or before  # entry by entry, nothing is sent
-        return synced.new > 0 or synced.sent not in (0, before)
+        return bool(synced.new or synced.sent)
 
     def _next_peer(self) -> PeerId | None:
         connected = self._ways.connected()

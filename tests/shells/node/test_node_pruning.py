@@ -287,24 +287,6 @@ async def test_a_newcomer_gets_everything_with_an_archive_beside_a_pruned_node(
             await eventually(lambda: newcomer.count("ledger_rounds_equal") > equal)
 
 
-async def test_a_newcomer_beside_pruned_nodes_alone_does_not_hurry_them(tmp_path: Path) -> None:
-    bob = settled(Chain(BOB), 10)
-    with Store.open(tmp_path / "2.sqlite") as store:
-        store.add(bob)
-        store.prune(bob[-2].id)
-    async with (
-        open_node(tmp_path, 4, config=NEVER) as newcomer,
-        open_node(tmp_path, 2, meets=[newcomer]) as pruned,
-    ):
-        await eventually(lambda: newcomer.holds(*bob[-2:]))
-        await eventually(lambda: pruned.count("ledger_periods") >= 3)
-        before = pruned.count("ledger_follow_ups")
-        periods = pruned.count("ledger_periods")
-        await eventually(lambda: pruned.count("ledger_periods") >= periods + 5)
-        assert pruned.count("ledger_follow_ups") - before <= 2
-        assert newcomer.count("faults") == pruned.count("faults") == 0
-
-
 # --- what may not be set ----------------------------------------------------------------------
 
 
