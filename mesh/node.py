@@ -219,8 +219,6 @@ async def _serve(
         performer.workshop = workshop
         counters: list[Callable[[], Mapping[str, int]]] = [replication.statistics]
         pruning = _ask_witnesses(config, files, replication, witnessing, performer, counters)
-        if pruning:
-            nursery.start_soon(pruning.run)
         if witnessing:
             counters.append(witnessing.statistics)
         desk = _set_up_desk(
@@ -230,6 +228,7 @@ async def _serve(
         for service in (
             alarm.heard,
             replication.run,
+            *([pruning.run] if pruning else []),
             partial(scan, home.state / "ledger.sqlite", alarm.ring),
             performer.gossip,
             partial(sweep, files.blocks, kernel),
