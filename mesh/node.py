@@ -228,7 +228,7 @@ async def _serve(
         for service in (
             alarm.heard,
             replication.run,
-            *([pruning.run] if pruning else []),
+            pruning.run if pruning else trio.sleep_forever,
             partial(scan, home.state / "ledger.sqlite", alarm.ring),
             performer.gossip,
             partial(sweep, files.blocks, kernel),
