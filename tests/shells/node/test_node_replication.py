@@ -242,7 +242,7 @@ async def test_what_a_call_brought_before_it_was_cut_off_is_told(tmp_path: Path)
             trio.from_thread.run_sync(scope.cancel)
 
         with trio.CancelScope() as scope:
-            await replication._in_turn(merge_and_be_cut_off)
+            await replication.in_turn(merge_and_be_cut_off)
         assert one.learned == {entry}
 
 
