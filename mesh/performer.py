@@ -17,7 +17,7 @@ from mesh import codec
 from mesh.broadcast import Broadcast
 from mesh.driver import Driver, Durable
 from mesh.errors import Corruption, MeshError, PeerError, Unavailable
-from mesh.ids import Cid, PeerId, TaskId, format_task, short_peer
+from mesh.ids import Cid, EntryId, PeerId, TaskId, format_task, short_peer
 from mesh.market.order import TaskRecord
 from mesh.network.network import BLOCKS, Network
 from mesh.notices import Hosted
@@ -270,12 +270,13 @@ class Performer:
 
     async def _certify(self, asked: Certify) -> None:
         assert self.certify is not None, "there are no witnesses to ask"
-        certificate, reason = b"", ""
+        entry, certificate, reason = Entry.decode(asked.entry), b"", ""
         try:
-            certificate = (await self.certify(Entry.decode(asked.entry))).encode()
+            certificate = (await self.certify(entry)).encode()
         except Unavailable as error:
             reason = str(error)[:512]
-        await self._driver.post(Certified(asked.task, asked.fence, certificate, reason))
+        alloc = EntryId(entry.id)
+        await self._driver.post(Certified(asked.task, asked.fence, alloc, certificate, reason))
 
     async def _collect(self, collect: Collect) -> None:
         reason = ""

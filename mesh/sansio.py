@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from attrs import frozen
 
-from mesh.ids import Cid, PeerId, TaskId
+from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.order import Order, TaskRecord
 from mesh.messages import Message, Result, SignedOffer, Work
 from mesh.notices import Notice
@@ -128,6 +128,8 @@ class Certified:
 
     task: TaskId
     fence: int
+    alloc: EntryId
+    """Of which entry: winners of one round share its fence."""
     certificate: bytes
     """ledger.quorum.Certificate, encoded."""
     reason: str

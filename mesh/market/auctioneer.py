@@ -176,10 +176,14 @@ class Auctioneer:
         record, sale = self.records.get(event.task), self._sales.get(event.task)
         if not record or not sale or not sale.award or not record.executor:
             return []
-        if record.state is not State.AWARDED or record.fence != event.fence:
-            return []
+        if record.state is not State.AWARDED or record.alloc != event.alloc:
+            return []  # of a winner before, or too late
         if event.reason:
-            return self._wait(event.task, f"no certificate: {event.reason}", now)
+            why, pause_s = (
+                f"no certificate: {event.reason}",
+                self._policy.retry_pause_s(sale.misses),
+            )
+            return self._wait(event.task, why, now, pause_s)
         sale.award = evolve(sale.award, certificate=event.certificate)
         return [Send(record.executor, sale.award)]
 
@@ -214,8 +218,7 @@ class Auctioneer:
     def done(self, peer: PeerId, done: Done, now: float) -> list[Action]:
         """Close the account of a run that ended, and the task with it. Raises PeerError."""
         key = (done.task, done.fence)
-        closing = self.accounts.closing(peer, key)
-        if closing:
+        if closing := self.accounts.closing(peer, key):
             return [Send(peer, closing)]
         record = self._register.held_by(peer, done.task, done.fence)
         if record is None or not self.accounts.is_open(peer, key):
@@ -251,8 +254,7 @@ class Auctioneer:
 
     def lost(self, peer: PeerId, lost: Lost, now: float) -> list[Action]:
         """The executor gave it up: free the money and auction it again at once."""
-        closing = self.accounts.closing(peer, (lost.task, lost.fence))
-        if closing:
+        if closing := self.accounts.closing(peer, (lost.task, lost.fence)):
             return [Send(peer, closing)]
         if not self.accounts.is_writable:
             return []
@@ -284,8 +286,8 @@ class Auctioneer:
         award, winner = sale.award, record.executor
         if not award or not winner or not sale.award_at <= now < sale.award_until:
             return []  # the timer of a winner before, or too late
-        is_sent = award.certificate or not self._policy.witnesses
-        return [*([Send(winner, award)] if is_sent else []), self._award_timer(task, fence, now)]
+        again = [Send(winner, award)] if award.certificate or not self._policy.witnesses else []
+        return [*again, self._award_timer(task, fence, now)]
 
     def lease_due(self, task: TaskId, now: float) -> list[Action]:
         """A lease that nobody renewed is over: its holder has stopped by now."""
@@ -380,13 +382,13 @@ class Auctioneer:
     def _close_if_complete(self, task: TaskId, now: float) -> list[Action]:
         return self._award_next(task, now) if self._sales[task].is_complete else []
 
-    def _wait(self, task: TaskId, reason: str, now: float) -> list[Action]:
-        """Nobody takes it now: ask again when an offer shows room, or in a while."""
+    def _wait(self, task: TaskId, why: str, now: float, pause_s: float = 1e9) -> list[Action]:
+        """Nobody takes it now: ask again when an offer shows room, in a while, or in *pause_s*."""
         record, sale = self.records[task], self._sales[task]
         sale.misses += 1
-        sale.ask_at = now + self._policy.ask_pause_s(sale.deadline_at - now)
+        sale.ask_at = now + min(pause_s, self._policy.ask_pause_s(sale.deadline_at - now))
         return [
-            *self._register.move(evolve(record, state=State.WAITING, executor=None, reason=reason)),
+            *self._register.move(evolve(record, state=State.WAITING, executor=None, reason=why)),
             WakeAt(sale.ask_at, Woken("ask", task, record.round)),
         ]
 
@@ -399,8 +401,7 @@ class Auctioneer:
         if not ranking or sale.winners >= self._policy.winners_max:
             return self._wait(task, "every winner declined", now)
         winner = ranking[0]
-        why_not = self.accounts.why_not(sale.bids[winner].price)
-        if why_not:
+        if why_not := self.accounts.why_not(sale.bids[winner].price):
             return self._wait(task, why_not, now)
         best = sale.bids.pop(winner)
         sale.winners += 1

@@ -77,6 +77,10 @@ class Policy:
         urgent, usual = self.ask_again_urgent_ms, self.ask_again_ms
         return (urgent if left_s < _URGENT_S else usual) / 1000
 
+    def retry_pause_s(self, misses: int) -> float:
+        """How long what may work again any moment waits, after so many failed rounds."""
+        return self.ask_again_at_least_ms / 1000 * float(2 ** min(misses, 8))
+
     def width(self, misses: int) -> int:
         """How many to ask after so many failed rounds."""
         return (self.candidates, self.candidates_wide, self.offers_max)[min(misses, 2)]

@@ -13,7 +13,7 @@ from typing import Protocol
 from attrs import define
 
 from ledger.model import Entry
-from mesh.ids import PeerId, TaskId
+from mesh.ids import EntryId, PeerId, TaskId
 from mesh.kernel import Kernel
 from mesh.market.bidding import Shop
 from mesh.market.policy import Policy
@@ -301,8 +301,9 @@ class Node:
 
     def _certify(self, asked: Certify) -> None:
         chain = self.disk.read().entries
-        certificate, why = self._world.council.certify(chain, Entry.decode(asked.entry))
-        self.post(Certified(asked.task, asked.fence, certificate, why))
+        entry = Entry.decode(asked.entry)
+        certificate, why = self._world.council.certify(chain, entry)
+        self.post(Certified(asked.task, asked.fence, EntryId(entry.id), certificate, why))
 
     def _collect(self, task: TaskId, fence: int, executor: PeerId) -> None:
         is_there = self._world.can_reach(self, executor)

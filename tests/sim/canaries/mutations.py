@@ -132,6 +132,14 @@ MUTATIONS = (
         9,
     ),
     Mutation(
+        "nobody looks for the certificate",
+        "mesh.market.papers",
+        "    if quorum is None:",
+        "    if True:",
+        ("S8",),
+        19,
+    ),
+    Mutation(
         "capacity is never given back",
         "mesh.resources.pool",
         "        needs = self._reservations.pop(key, None)",
