@@ -179,11 +179,8 @@ class Auctioneer:
         if record.state is not State.AWARDED or record.alloc != event.alloc:
             return []  # of a winner before, or too late
         if event.reason:
-            why, pause_s = (
-                f"no certificate: {event.reason}",
-                self._policy.retry_pause_s(sale.misses),
-            )
-            return self._wait(event.task, why, now, pause_s)
+            pause_s = self._policy.retry_pause_s(sale.misses)
+            return self._wait(event.task, f"no certificate: {event.reason}", now, pause_s)
         sale.award = evolve(sale.award, certificate=event.certificate)
         return [Send(record.executor, sale.award)]
 
