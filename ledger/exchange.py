@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from attrs import evolve, mutable
 
@@ -38,6 +38,7 @@ REFUSED_MAX = 256
 
 Heard: TypeAlias = Callable[[Merged], None]
 """Told of each batch that was merged, in the thread that merged it."""
+T = TypeVar("T")
 _Source: TypeAlias = Callable[[bytes], Iterator[Glance]]
 
 
@@ -80,7 +81,7 @@ class Exchange:
         self._asked: deque[tuple[_Source, bytes]] = deque()
         self._arrived: list[Glance] = []
         self._serving: Iterator[Glance] = iter(())
-        self._notes = 0
+        self._notes = self._noted = 0
         self.outcome = Outcome()
 
     def open(self) -> None:
@@ -97,7 +98,7 @@ class Exchange:
         except RecError as error:
             raise SyncError(error.reason) from None
         fetches = map(self._subject.fetch_for, piece.rows)
-        self._fetches += [fetch for fetch in fetches if fetch is not None]
+        self._fetches += self._fitting([fetch for fetch in fetches if fetch is not None])
         self._asked += [(self._subject.wanted, name) for name in piece.wants]
         self._asked += [(self._subject.fetched, fetch) for fetch in piece.fetches]
         self._arrived += self._expected(piece.entries)
@@ -127,10 +128,17 @@ class Exchange:
     def _find(self) -> None:
         """Note what the comparison has found since the last time."""
         found = self._subject.recon.found
-        self._rows += map(self._subject.row, found.lacked)
-        self._wants += found.wanted
-        self._subject.wants.update(found.wanted)
+        self._rows += map(self._subject.row, self._fitting(found.lacked))
+        wanted = self._fitting(found.wanted)
+        self._wants += wanted
+        self._subject.wants.update(wanted)
         found.lacked, found.wanted = [], []
+
+    def _fitting(self, notes: list[T]) -> list[T]:
+        """Those that the peer may still hear; of pruned entries there may be any number."""
+        fit = notes[: NOTES_MAX - self._noted]
+        self._noted += len(fit)
+        return fit
 
     def _next_notes(self) -> tuple[tuple[bytes, ...], ...]:
         return tuple(

@@ -39,9 +39,13 @@ from ledger.statements import Refund
 PAGE = 500
 """Entries read at a time."""
 
+PRUNED_MAX = 1_000
+"""Entries that one transaction prunes, unless told otherwise: some 0.1 s."""
+
 _CLOSING = (Kind.SETTLE, Kind.VOID)
 _VOUCHED, _CHECKED = 0, 1  # the states of an entry
 _BY_ID = "start = ? AND substr(raw, 1, 32) = ?"  # bind `_found_by`
+_OF_KIND = "substr(raw, 109, 1) = ?"  # the 13th byte of the body
 
 
 class Store:
@@ -239,33 +243,49 @@ class Store:
             n = rows[-1][0]
             yield from map(entry_of, rows)
 
-    def prune(self, head_id: bytes) -> int:
+    def prune(self, head_id: bytes, most: int = PRUNED_MAX) -> int:
         """Drop the deals that are over for good below a HEAD; how many entries went.
 
-        That witnesses signed this HEAD is the caller's to know: it is why nobody can fork what is
-        below it. Nothing of a chain that forked goes. Memory grows with what goes, and 64 bytes for
-        each entry below. Raises LedgerError if the HEAD is none that we hold all of.
+        About *most* of them: ask again until none goes. That witnesses signed this HEAD is the
+        caller's to know: it is why nobody can fork what is below it. Nothing of a chain that forked
+        goes. Raises LedgerError if the HEAD is none that we hold all of.
         """
+        with telling_why():
+            # Before others have to wait for us. What is below a HEAD comes to be another only by a
+            # fork or a gap, which are looked for once more.
+            self._check_below(head_id)
         with telling_why(), transaction(self._db):
             head = self.entry(head_id)
-            if head is None or head.content.kind is not Kind.HEAD:
-                raise LedgerError(f"r-{head_id.hex()} is no HEAD that is held", "fetch it first")
-            key = (head.content.author, head.content.net)
-            chain, holding = held.holding_of(self._db, key)
-            assert chain is not None
+            assert head is not None
+            chain, holding = self._below(head)
             if holding.forked:
                 return 0
             below = head.content.seq
-            if holding.height <= below:
-                raise LedgerError(f"entry {holding.height} is missing", "fetch the chain first")
-            if remains.root_below(self._db, chain, below) != root_of(head):
-                raise LedgerError("the HEAD is over other entries", "keep both: it is evidence")
-            gone = self._leave_deals(chain, holding.key, below)
+            gone = self._leave_deals(chain, holding.key, below, most)
             if gone:
                 self._db.execute(
                     "UPDATE chain SET low = max(low, ?) WHERE chain = ?", (below, chain)
                 )
             return gone
+
+    def pruned(self) -> int:
+        """Of how many entries only ids are left. Reads them all. Raises LedgerError."""
+        with telling_why():
+            (count,) = self._db.execute("SELECT count(*) FROM entry WHERE n < 0").fetchone()
+            return int(count)
+
+    def last_of(self, kind: Kind, author: bytes, net: bytes, below: int) -> Entry | None:
+        """The last entry of *kind* on a chain below a seq, as `prune` wants a HEAD."""
+        found = self._read(
+            "JOIN chain USING (chain) WHERE author = ? AND net = ? AND seq < ? AND state = 1"
+            f" AND {_OF_KIND} ORDER BY seq DESC, raw LIMIT 1",
+            *(author, net, below, bytes([kind])),
+        )
+        return next(found, None)
+
+    def all_of(self, kind: Kind) -> Iterator[Entry]:
+        """All entries of *kind*; the others are not decoded. Nobody may write meanwhile."""
+        return self._read(f"WHERE state = 1 AND {_OF_KIND} ORDER BY n", bytes([kind]))
 
     def carried(self, net: bytes) -> list[Carried]:
         """What pruned entries amount to, for a fold over the others. Raises LedgerError."""
@@ -307,9 +327,9 @@ class Store:
             yield
 
     def _beginning(self, author: bytes, net: bytes) -> Head:
-        # Read once in a key's life, so by looking at every KEYOP: its kind is the 13th byte.
+        # Read once in a key's life, so by looking at every KEYOP.
         found = self._read(
-            "WHERE state = 1 AND substr(raw, 109, 1) = ? AND instr(raw, ?) ORDER BY raw",
+            f"WHERE state = 1 AND {_OF_KIND} AND instr(raw, ?) ORDER BY raw",
             bytes([Kind.KEYOP]),
             author,
         )
@@ -328,12 +348,33 @@ class Store:
             head = origin(body, self.entry(body.prev))
         check_link(head, entry, alloc.content if alloc else None)
 
-    def _leave_deals(self, chain: int, key: ChainKey, below: int) -> int:
+    def _check_below(self, head_id: bytes) -> None:
+        """That this is a HEAD over what is below it here. Raises LedgerError."""
+        head = self.entry(head_id)
+        if head is None or head.content.kind is not Kind.HEAD:
+            raise LedgerError(f"r-{head_id.hex()} is no HEAD that is held", "fetch it first")
+        chain, holding = self._below(head)
+        below = head.content.seq
+        if holding.forked or holding.low >= below:
+            return  # nothing goes, or it was looked at before
+        if remains.root_below(self._db, chain, below) != root_of(head):
+            raise LedgerError("the HEAD is over other entries", "keep both: it is evidence")
+
+    def _below(self, head: Entry) -> tuple[int, Holding]:
+        """The chain of a HEAD, without a gap below it unless it forked. Raises LedgerError."""
+        body = head.content
+        chain, holding = held.holding_of(self._db, (body.author, body.net))
+        assert chain is not None
+        if holding.height <= body.seq and not holding.forked:
+            raise LedgerError(f"entry {holding.height} is missing", "fetch the chain first")
+        return chain, holding
+
+    def _leave_deals(self, chain: int, key: ChainKey, below: int, most: int) -> int:
         """Of the chain's deals that are over and all *below*, leave what has to be; how many."""
         gone: dict[bytes, remains.Left] = {}
         for entry in self.chain(key[0]):
             body = entry.content
-            if body.seq >= below:
+            if body.seq >= below or len(gone) >= most:
                 break
             if body.net != key[1]:
                 continue

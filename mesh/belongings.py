@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ledger.merge import Merger
+from ledger.model import Entry
+from ledger.state import Accounts, deal_of
 from ledger.store import Store
 from ledger.votes import VoteBook
 from mesh.config import Config
 from mesh.errors import ConfigError
 from mesh.identity.custody import why_retired
 from mesh.identity.keys import SETTING, NodeKey, load, load_or_create, lock
+from mesh.ids import NET
+from mesh.market.credit import Books, read_books
 from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
 from mesh.paths import Home
 from mesh.rumours import verify
@@ -115,6 +119,18 @@ def _make_private(folder: Path) -> None:
         raise ConfigError(
             "MESH_HOME", f"{folder} cannot be made: {error.strerror}", "choose another folder"
         ) from None
+
+
+def read_our_books(files: Belongings) -> Books:
+    """What the ledger says of us as a seller, with what is left of entries that were pruned.
+
+    A buyer's last word on a deal that we still answer for may come again after it was pruned.
+    """
+    books = read_books(files.key.peer, Accounts(NET, files.ledger), files.ledger.entries())
+    allocs = [Entry.decode(record.alloc) for record in files.journal.tenancies()]
+    ends = ((alloc.id, files.ledger.closed(deal_of(alloc))) for alloc in allocs)
+    pruned = tuple((alloc_id, end.amount) for alloc_id, end in ends if end)
+    return evolve(books, closed=books.closed + pruned)
 
 
 def read_psk(path: str) -> str | None:

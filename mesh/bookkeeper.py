@@ -28,6 +28,7 @@ from ledger.holdings import Holding
 from ledger.keys import Verify, entry_message, verify
 from ledger.merge import Merged
 from ledger.model import TERMED, Body, Entry, Kind
+from ledger.quorum import Quorum
 from ledger.statements import Dispute, KeyOp, Line, Refund
 from ledger.store import Store
 from ledger.validity import fork_of, peer_message, prove_fork
@@ -46,8 +47,8 @@ TASK_ENTRIES_MAX = 1_000
 EXTRACT_MAX = 100_000
 """Entries of the chain that a single task's bundle is cut from."""
 FORKS_MAX = 1_000
-REPLICATION = ("certificates", "ledger_", "witness")
-"""How the counters of replication, and of witnesses, begin."""
+REPLICATION = ("certificates", "ledger_", "pruning_", "witness")
+"""How the counters of replication, of pruning, and of witnesses, begin."""
 
 T = TypeVar("T")
 
@@ -59,6 +60,10 @@ class Tier:
     name: str = "T0"
     witnesses: int = 0
     quorum: int = 0
+
+    @staticmethod
+    def of(name: str, quorum: Quorum | None) -> Tier:
+        return Tier(name, len(quorum.members), quorum.needed) if quorum else Tier(name)
 
     def promise(self) -> str:
         return promise(self.name, n=self.witnesses, q=self.quorum)
@@ -80,6 +85,7 @@ class Bookkeeper:
     driver: Driver
     credit: Credit
     tier: Tier
+    is_archive: bool = True
 
     async def receipts(self, task: TaskId | None, limit: int) -> Sequence[ReceiptView]:
         """Newest first."""
@@ -90,6 +96,7 @@ class Bookkeeper:
         """What is held; *counters* are all of the node's."""
         holdings = await self._read(self.ledger.holdings)
         total = await self._read(self.ledger.total)
+        pruned = await self._read(self.ledger.pruned)
         proofs = await self._read(lambda: list(islice(self.ledger.chain(b""), FORKS_MAX)))
         forked = {PeerId(holding.author) for holding in holdings if holding.forked}
         forked |= {PeerId(fork_of(proof.content)[0].content.author) for proof in proofs}
@@ -99,6 +106,8 @@ class Bookkeeper:
             promise=self.tier.promise(),
             digest=total.fingerprint(),
             entries=total.count,
+            pruned=pruned,
+            is_archive=self.is_archive,
             chains=sum(holding.author != b"" for holding in holdings),
             forked=tuple(sorted(forked)),
             frozen=tuple(sorted(self.credit.frozen)),

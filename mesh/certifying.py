@@ -1,4 +1,4 @@
-"""Certifying: the votes of witnesses for what we sign (T2), and our own votes as a witness.
+"""Certifying: the votes of witnesses for what we or others sign (T2), and ours as a witness.
 
 An award is shown to every witness of the quorum at once; who lacks what is before it says so and
 is led there, run by run. Enough votes make the certificate that a seller asks for.
@@ -26,8 +26,9 @@ from ledger.quorum import Certificate, Position, Quorum, Tally
 from ledger.store import Store
 from ledger.votes import VoteBook
 from ledger.witness import RUN_MAX, Answer, Behind, Refused, Voted, Witness
-from mesh.errors import MeshError, PeerError, Stopped, Unavailable
-from mesh.ids import NET, PeerId, short_peer
+from mesh import config
+from mesh.errors import ConfigError, MeshError, PeerError, Stopped, Unavailable
+from mesh.ids import NET, PeerId, parse_peer, short_peer
 from mesh.network.network import WITNESS, Network
 from mesh.rations import RationedBook
 from mesh.sansio import Identity
@@ -41,7 +42,25 @@ RUNS_MAX = 1_024
 ASK_S = 1.0
 SCAN_REST_S = 0.02
 """Some times as long as one piece takes."""
+REACHED_MAX = 4_096
+"""Chains, times witnesses, of which it is remembered how far each is."""
 T = TypeVar("T")
+
+
+def quorum_of(settings: config.Ledger) -> Quorum | None:
+    """Whom we ask for votes. Raises ConfigError."""
+    if settings.tier != "T2":
+        if not settings.archive:
+            raise ConfigError(
+                "ledger.archive",
+                f"only what witnesses have sealed may be pruned, and {settings.tier} asks none",
+                'set ledger.tier = "T2" and ledger.witnesses, or ledger.archive = true',
+            )
+        return None
+    try:
+        return Quorum.of([parse_peer(text) for text in settings.witnesses])
+    except LedgerError as error:
+        raise ConfigError("ledger.witnesses", error.reason, error.hint) from None
 
 
 @define(eq=False)
@@ -57,16 +76,16 @@ class Certifying:
     network: Network | None = None
     """Set once it is there."""
     tally: Counter[str] = field(factory=Counter)
-    _reached: dict[PeerId, int] = field(factory=dict, init=False)
-    """The place that each witness wants next."""
+    _reached: dict[tuple[PeerId, bytes], int] = field(factory=dict, init=False)
+    """The place that each witness wants next of each author's chain."""
     _thread: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False)
 
-    async def certify(self, entry: Entry) -> Certificate:
-        """The certificate of our *entry*, which is durable. Raises Unavailable."""
+    async def certify(self, entry: Entry, patience_s: float = CERTIFY_S) -> Certificate:
+        """The certificate of *entry*, ours or another's, which is durable. Raises Unavailable."""
         votes = Tally(self.quorum, Position.of(entry))
         found: list[Certificate] = []
         why: list[str] = []
-        with trio.move_on_after(CERTIFY_S):
+        with trio.move_on_after(patience_s):
             async with trio.open_nursery() as nursery:
                 stop = nursery.cancel_scope.cancel
                 for member in sorted(self.quorum.members):
@@ -75,7 +94,7 @@ class Certifying:
         if not found:
             self.tally["certificates_missing"] += 1
             missing = len(votes.missing())
-            told = why[0] if why else f"no answer within {CERTIFY_S} s"
+            told = why[0] if why else f"no answer within {patience_s} s"
             needed = self.quorum.needed
             raise Unavailable(
                 f"{missing} of {len(self.quorum.members)} witnesses gave no vote, "
@@ -116,8 +135,8 @@ class Certifying:
 
     async def _lead(self, member: PeerId, entry: Entry) -> Answer:
         """Its last word. Raises MeshError."""
-        end = entry.content.seq
-        start = min(self._reached.get(member, end), end)
+        end, key = entry.content.seq, (member, entry.content.author)
+        start = min(self._reached.get(key, end), end)
         for _ in range(RUNS_MAX):
             run = await self._run(entry, start)
             answer = await self._ask(member, run)
@@ -127,21 +146,27 @@ class Certifying:
                 case Voted() if start + len(run) <= end:
                     start += len(run)
                 case _:
-                    self._reached[member] = end + 1 if isinstance(answer, Voted) else start
+                    self._note(key, end + 1 if isinstance(answer, Voted) else start)
                     return answer
-            self._reached[member] = start
+            self._note(key, start)
         return Behind(entry.content.author, entry.content.net, start)
 
+    def _note(self, key: tuple[PeerId, bytes], seq: int) -> None:
+        if len(self._reached) >= REACHED_MAX:
+            self._reached.clear()  # each witness says it again
+            self.tally["witnesses_forgotten"] += 1
+        self._reached[key] = seq
+
     async def _run(self, entry: Entry, start: int) -> list[bytes]:
-        """Entries of our chain from *start* on, up to *entry*. Raises Unavailable."""
+        """Entries of its chain from *start* on, up to *entry*. Raises Unavailable."""
         body = entry.content
         if start == body.seq:
             return [entry.encode()]
 
         def read() -> list[bytes]:
             chain = self.store.chain(body.author, start - 1)
-            ours = (each for each in chain if each.content.net == body.net)
-            return [each.encode() for each in islice(ours, min(RUN_MAX, body.seq - start + 1))]
+            same = (each for each in chain if each.content.net == body.net)
+            return [each.encode() for each in islice(same, min(RUN_MAX, body.seq - start + 1))]
 
         try:
             return await trio.to_thread.run_sync(read, limiter=self._thread)

@@ -25,30 +25,28 @@ from attrs import define, evolve, field
 
 import mesh
 from ledger.errors import BadEntry, BrokenChain, LedgerError
-from ledger.quorum import Quorum
-from ledger.state import Accounts
 from mesh import codec
 from mesh.api.monitor import open_monitor
 from mesh.api.server import open_api
 from mesh.auditor import Auditor
-from mesh.belongings import Belongings, open_belongings, read_psk
+from mesh.belongings import Belongings, open_belongings, read_our_books, read_psk
 from mesh.bookkeeper import Bookkeeper, Tier
 from mesh.broadcast import Broadcast
-from mesh.certifying import Certifying, Witnessing, stand_witness
+from mesh.certifying import Certifying, Witnessing, quorum_of, stand_witness
 from mesh.config import Config
 from mesh.desk import Desk
 from mesh.driver import Driver
-from mesh.errors import ConfigError, Corruption, MeshError, PeerError, Stopped, Unavailable
+from mesh.errors import Corruption, MeshError, PeerError, Stopped, Unavailable
 from mesh.identity.keys import identity
-from mesh.ids import NET, PeerId, format_peer, parse_peer
+from mesh.ids import NET, PeerId, format_peer
 from mesh.kernel import Kernel
 from mesh.market.bidding import Shop
-from mesh.market.credit import read_books
 from mesh.market.own_chain import read_past
 from mesh.market.policy import Policy
 from mesh.network.network import BLOCKS, LEDGER, WITNESS, Network, NetworkConfig, open_network
 from mesh.paths import Home
 from mesh.performer import Performer
+from mesh.pruning import SEALING_S, Pruning
 from mesh.replication import Replication, ReplicationConfig
 from mesh.rerun import Rerunner
 from mesh.resources.probe import Probe, ThisMachine, watch
@@ -141,7 +139,7 @@ def _gather(config: Config, home: Home, files: Belongings) -> Facts:
         ttl_ms=config.market.lease_ttl_s * 1000,
         credit_line=config.ledger.credit_line,
         tier=config.ledger.tier,
-        witnesses=tuple(quorum.members) if (quorum := _quorum(config)) else (),
+        witnesses=tuple(quorum.members) if (quorum := quorum_of(config.ledger)) else (),
     )
     sold = config.sell.capacity(machine)
     shop = Shop(
@@ -162,7 +160,7 @@ def _gather(config: Config, home: Home, files: Belongings) -> Facts:
         policy=policy,
         seed=randbits(64),
         past=past,
-        books=read_books(peer, Accounts(NET), files.ledger.entries()),
+        books=read_our_books(files),
         is_confirmed=files.is_new_key and past.head.seq == 0,
         records=tuple(files.journal.tasks(policy.tasks_ended_max)),
         tenancies=tuple(files.journal.tenancies()),
@@ -228,7 +226,7 @@ async def _serve(
         workshop = Workshop(files.blocks, supervisor, performer.bring, files.scratch)
         performer.workshop = workshop
         counters: list[Callable[[], Mapping[str, int]]] = [replication.statistics]
-        _ask_witnesses(config, files, replication, witnessing, performer, counters)
+        pruning = _ask_witnesses(config, files, replication, witnessing, performer, counters)
         if witnessing:
             counters.append(witnessing.statistics)
             nursery.start_soon(witnessing.scan)
@@ -239,6 +237,7 @@ async def _serve(
         for service in (
             alarm.heard,
             replication.run,
+            pruning.run if pruning else trio.sleep_forever,
             partial(scan, home.state / "ledger.sqlite", alarm.ring),
             performer.gossip,
             partial(sweep, files.blocks, kernel),
@@ -263,14 +262,26 @@ def _ask_witnesses(
     witnessing: Witnessing | None,
     performer: Performer,
     counters: list[Callable[[], Mapping[str, int]]],
-) -> None:
-    """Before what we sign, if a quorum of them is set."""
-    quorum, network = _quorum(config), replication.network
-    if quorum is not None and network is not None:
-        learn = replication.learn_from
-        certifying = Certifying(quorum, files.petition, learn, witnessing, network)
-        performer.certify = certifying.certify
-        counters.append(lambda: certifying.tally)
+) -> Pruning | None:
+    """Before what we sign, if a quorum of them is set; and before entries of others are pruned."""
+    quorum, network = quorum_of(config.ledger), replication.network
+    if quorum is None or network is None:
+        return None
+    certifying = Certifying(quorum, files.petition, replication.learn_from, witnessing, network)
+    performer.certify = certifying.certify
+    counters.append(lambda: certifying.tally)
+    if config.ledger.archive:
+        return None
+    pruning = Pruning(
+        peer=files.key.peer,
+        store=replication.merger.store,
+        in_turn=replication.in_turn,
+        certify=partial(certifying.certify, patience_s=SEALING_S),
+        blame_disk=replication.blame_disk,
+        rng=Random(),  # noqa: S311  (jitter, nothing secret)
+    )
+    counters.append(lambda: pruning.tally)
+    return pruning
 
 
 def _set_up_desk(
@@ -294,7 +305,8 @@ def _set_up_desk(
         publish=replication.push,
         driver=driver,
         credit=kernel.credit,
-        tier=_tier(kernel, _quorum(config)),
+        tier=Tier.of(kernel.tier, quorum_of(config.ledger)),
+        is_archive=config.ledger.archive,
     )
     rerunner = Rerunner(files.key.peer, files.blocks, performer.workshop, performer.fetch)
     return Desk(
@@ -365,23 +377,6 @@ def _replicate(
             full_repair_s=float(settings.full_repair_s),
         ),
     )
-
-
-def _quorum(config: Config) -> Quorum | None:
-    """Whom we ask for votes. Raises ConfigError."""
-    settings = config.ledger
-    if settings.tier != "T2":
-        return None
-    try:
-        return Quorum.of([parse_peer(text) for text in settings.witnesses])
-    except LedgerError as error:
-        raise ConfigError("ledger.witnesses", error.reason, error.hint) from None
-
-
-def _tier(kernel: Kernel, quorum: Quorum | None) -> Tier:
-    if quorum is None:
-        return Tier(kernel.tier)
-    return Tier(kernel.tier, len(quorum.members), quorum.needed)
 
 
 @asynccontextmanager

@@ -43,6 +43,8 @@ _log = logging.getLogger("mesh.replication")
 
 FOLLOW_UPS_MAX = 3
 """In a row, each after an eighth of a period: under steady work every round moves something."""
+TELL_S = 5.0
+"""How long whoever decides may take to hear of what was merged, when all else ends."""
 FULL_PER_S = 1000
 """Entries: who has compared so many one by one rests a second at least, 0.5 % of its time."""
 CONFIRMING_MAX = 3
@@ -127,12 +129,12 @@ class Replication:
         self._rota = Rota(self.rng)
         self._forks = Forks(self.merger, self.head.net, _now_ms)
         self._replica = Replica(
-            self.merger, _now_ms, trio.current_time, self._in_turn, self._take_note
+            self.merger, _now_ms, trio.current_time, self.in_turn, self._take_note
         )
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        await self._in_turn(self._recall)
+        await self.in_turn(self._recall)
         self._full_at = trio.current_time() + self.config.full_repair_s * self.rng.random()
         async with trio.open_nursery() as nursery:
             services = [self._look, self._tidy, self._confirm]
@@ -201,25 +203,28 @@ class Replication:
 
     # --- what was merged ----------------------------------------------------------------------
 
-    async def _in_turn(self, blocking: Callable[[], T]) -> T:
+    async def in_turn(self, blocking: Callable[[], T]) -> T:
         """Run *blocking* in the thread, then tell what it found, before anybody else's turn.
 
-        Raises LedgerError.
+        The way to write into the merger's store without a second writer. Raises LedgerError.
         """
         async with self._turn:
             result = await trio.to_thread.run_sync(blocking, limiter=self._thread)
-            await self._tell()
+            # A call may be cut off here; what it brought is ours.
+            with trio.CancelScope(shield=True), trio.move_on_after(TELL_S):
+                await self._tell()
         return result
 
     async def _quietly(self, merge: Callable[[], Merged]) -> Merged:
         """What *merge* merged, in its turn; a disk that fails for now is only counted."""
         try:
-            return await self._in_turn(lambda: self._note(merge()))
+            return await self.in_turn(lambda: self._note(merge()))
         except LedgerError as error:
-            self._blame_disk(error)
+            self.blame_disk(error)
             return Merged()
 
-    def _blame_disk(self, error: LedgerError) -> None:
+    def blame_disk(self, error: LedgerError) -> None:
+        """Count a failure; one that will not pass ends the node."""
         self.tally["ledger_disk_failures"] += 1
         _log.warning("the ledger: %s", error)
         if isinstance(error, Corruption):
@@ -278,7 +283,7 @@ class Replication:
         except SyncError as error:
             raise PeerError(f"ledger: {error.reason}") from None
         except LedgerError as error:
-            self._blame_disk(error)
+            self.blame_disk(error)
             raise Unavailable("its ledger fails") from None
         self._count(synced)
         self.tally["ledger_rounds_served"] += 1
@@ -295,7 +300,7 @@ class Replication:
             self.tally["ledger_rounds_failed"] += 1
             self._ways.penalize(peer, f"ledger: {error.reason}")
         except LedgerError as error:
-            self._blame_disk(error)
+            self.blame_disk(error)
         else:
             self._count(synced)
             self.tally["ledger_rounds"] += 1
@@ -346,7 +351,7 @@ class Replication:
             await self._check_all()
             if answered or trio.current_time() >= silent_since + self.config.confirm_s:
                 self.tally["ledger_unconfirmed"] += not answered
-                lost = await self._in_turn(self._beyond_our_head)
+                lost = await self.in_turn(self._beyond_our_head)
                 if lost is not None:
                     return lost
                 _log.warning("our own chain has a gap that nobody has filled yet")
@@ -425,7 +430,7 @@ class Replication:
 
     async def _rest_from_full(self) -> None:
         """The longer the ledger, the rarer: or one forker would have us read it all every time."""
-        count = await self._in_turn(lambda: self.merger.store.total().count)
+        count = await self.in_turn(lambda: self.merger.store.total().count)
         self.tally["ledger_rounds_full"] += 1
         now = trio.current_time()
         self._full_at = now + self.config.full_repair_s

@@ -424,6 +424,8 @@ def ledger(view: LedgerView) -> ledger_pb2.LedgerStatusResponse:
         promise=view.promise,
         digest=view.digest,
         entries=view.entries,
+        pruned=view.pruned,
+        is_archive=view.is_archive,
         chains=view.chains,
         forked=[_peer(peer) for peer in view.forked],
         frozen=[_peer(peer) for peer in view.frozen],

@@ -162,6 +162,10 @@ class LedgerView:
     digest: bytes
     """Equal for equal ledgers."""
     entries: int
+    pruned: int
+    """Of them, those of which only the id is left."""
+    is_archive: bool
+    """Whether it prunes nothing."""
     chains: int
     forked: tuple[PeerId, ...]
     frozen: tuple[PeerId, ...]

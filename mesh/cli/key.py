@@ -87,9 +87,8 @@ def show(*, form: str) -> None:
     try:
         if ledger_path.exists():
             with Store.view(ledger_path) as store:
-                for entry in store.entries():
-                    if entry.content.kind is Kind.KEYOP:
-                        authority.add(entry.content)
+                for entry in store.all_of(Kind.KEYOP):
+                    authority.add(entry.content)
     except LedgerError as error:
         raise ConfigError(str(ledger_path), error.reason, error.hint) from None
     owners = sorted(format_peer(PeerId(owner)) for owner in authority.owners(peer))

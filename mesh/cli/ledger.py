@@ -61,11 +61,20 @@ def status(*, client: Client, form: str) -> None:
     show_one("ledger", "digest", facts, _status_lines(facts), form)
 
 
+def _kept(facts: Facts) -> str:
+    """Whether every entry is kept, and how many are not."""
+    pruned = f"{facts['pruned']:,} entries pruned"
+    if facts["is_archive"]:
+        return "yes" + f", but {pruned} before" * bool(facts["pruned"])
+    return f"no: {pruned}"
+
+
 def _status_lines(facts: Facts) -> Lines:
     lines = [
         ("tier", clean(facts["promise"])),
         ("digest", facts["digest"]),
         ("entries", f"{facts['entries']:,} in {facts['chains']:,} chains"),
+        ("archive", _kept(facts)),
         ("forked", ", ".join(facts["forked"]) or "nobody"),
         ("frozen", ", ".join(facts["frozen"]) or "nobody"),
         ("paid", units.show_money(facts["posted"])),

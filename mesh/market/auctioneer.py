@@ -161,9 +161,8 @@ class Auctioneer:
         sale.refused.add(peer)
         if refusal.may_change:
             sale.busy.add(peer)
-        answer = refusal_answer(peer, refusal)
-        record = self.records[refusal.task]
-        return [*self._register.note(record, answer), *self._close_if_complete(refusal.task, now)]
+        noted = self._register.note(self.records[refusal.task], refusal_answer(peer, refusal))
+        return [*noted, *self._close_if_complete(refusal.task, now)]
 
     def accepted(self, peer: PeerId, accepted: Accepted) -> list[Action]:
         """The winner runs it; the others are told why they lost."""
@@ -180,11 +179,8 @@ class Auctioneer:
         if record.state is not State.AWARDED or record.alloc != event.alloc:
             return []  # of a winner before, or too late
         if event.reason:
-            why, pause_s = (
-                f"no certificate: {event.reason}",
-                self._policy.retry_pause_s(sale.misses),
-            )
-            return self._wait(event.task, why, now, pause_s)
+            pause_s = self._policy.retry_pause_s(sale.misses)
+            return self._wait(event.task, f"no certificate: {event.reason}", now, pause_s)
         sale.award = evolve(sale.award, certificate=event.certificate)
         return [Send(record.executor, sale.award)]
 

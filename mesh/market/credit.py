@@ -164,8 +164,16 @@ class Credit:
         return self.lines.get(buyer, self.default_line)
 
     def exposure(self, buyer: PeerId) -> int:
-        """What we stand to lose by *buyer*, µcr; below 0 we owe it."""
-        ties = self._ties.get(buyer)
+        """What we stand to lose by *buyer*, µcr; below 0 we owe it.
+
+        What the keys owe in whose place it stands counts too: a line is not shed by a ROTATE.
+        """
+        forebears, _ = self._authority.forebears(buyer)
+        inherited = sum(max(0, self._exposure(forebear)) for forebear in forebears)
+        return self._exposure(buyer) + inherited
+
+    def _exposure(self, key: bytes) -> int:
+        ties = self._ties.get(PeerId(key))
         return ties.exposure if ties else 0
 
     def is_frozen(self, key: PeerId) -> bool:
@@ -181,6 +189,8 @@ class Credit:
         if len(self._ties) >= BUYERS_MAX and buyer not in self._ties:
             self.tally["credit_buyers_refused"] += 1
             return f"{BUYERS_MAX} buyers have accounts here already"
+        if not self._authority.forebears(buyer)[1]:
+            return "your key stands in the place of too many others"
         limit, exposure = self.limit(buyer), self.exposure(buyer)
         if limit < Line.NO_LIMIT and exposure + more > limit:
             self.tally["credit_refused"] += 1

@@ -319,6 +319,8 @@ class LedgerStatusResponse(_message.Message):
     PENDING_FIELD_NUMBER: _builtins.int
     EARNED_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    PRUNED_FIELD_NUMBER: _builtins.int
+    IS_ARCHIVE_FIELD_NUMBER: _builtins.int
     tier: _builtins.str
     """"T0", "T1" or "T2": what bounds an overspend."""
     promise: _builtins.str
@@ -331,6 +333,9 @@ class LedgerStatusResponse(_message.Message):
     """What this node owes by its chain, and has set aside; what it has earned. Sums, not credit."""
     pending: _builtins.int
     earned: _builtins.int
+    pruned: _builtins.int
+    """Of *entries*, those of which only ids are left; and whether this node prunes none."""
+    is_archive: _builtins.bool
     @_builtins.property
     def forked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Whoever was seen to sign two entries for one place."""
@@ -357,10 +362,12 @@ class LedgerStatusResponse(_message.Message):
         pending: _builtins.int = ...,
         earned: _builtins.int = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        pruned: _builtins.int = ...,
+        is_archive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "counters", b"counters", "digest", b"digest", "earned", b"earned", "entries", b"entries", "forked", b"forked", "frozen", b"frozen", "pending", b"pending", "posted", b"posted", "promise", b"promise", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "counters", b"counters", "digest", b"digest", "earned", b"earned", "entries", b"entries", "forked", b"forked", "frozen", b"frozen", "is_archive", b"is_archive", "pending", b"pending", "posted", b"posted", "promise", b"promise", "pruned", b"pruned", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,7 +22,7 @@ import mesh
 from ledger.model import Kind
 from ledger.store import Store
 from mesh.cli.devnet import Member
-from mesh.client import Client, Limits, Unreachable, connect
+from mesh.client import Client, Limits, TimedOut, Unreachable, connect
 from mesh.client.facts import state_word
 from mesh.v1 import ledger_pb2, order_pb2
 
@@ -293,6 +293,8 @@ def wait_for_end(node: Node, task: str) -> order_pb2.Task:
             return node.client.task(task).wait(PATIENCE_S)
         except Unreachable:
             return None
+        except TimedOut:
+            raise AssertionError(f"it never ends: {node.client.record(task)}") from None
 
     record = eventually(ended, f"{task} ends")
     assert record is not None

@@ -7,6 +7,7 @@ piped between the two and refuses what is dialled anew, until it is healed.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from process_nodes import Mesh, Node
 STRANGER = "stranger"
 """Who dials and is no node of ours: the test itself."""
 _CHUNK = 64 * 1024
+_TRIES, _TRY_S = 40, 0.05
 
 
 @define(eq=False)
@@ -93,13 +95,18 @@ class Switchboard:
     def _accept(self, name: str, listener: socket.socket, target: int) -> None:
         with suppress(OSError):
             while True:
-                dialler, (_, port) = listener.accept()
+                dialler, _ = listener.accept()
                 threading.Thread(
-                    target=self._pipe, args=(name, dialler, port, target), daemon=True
+                    target=self._pipe, args=(name, dialler, target), daemon=True
                 ).start()
 
-    def _pipe(self, name: str, dialler: socket.socket, port: int, target: int) -> None:
-        pair = frozenset((name, self._owner_of(port)))
+    def _pipe(self, name: str, dialler: socket.socket, target: int) -> None:
+        ports = (dialler.getpeername()[1], dialler.getsockname()[1])
+        owner = self._owner_of(ports)
+        if owner is None:
+            dialler.close()
+            return
+        pair = frozenset((name, owner))
         with dialler, suppress(OSError), socket.create_connection(("127.0.0.1", target)) as server:
             pipe = _Pipe(pair, (dialler, server))
             with self._lock:
@@ -116,13 +123,28 @@ class Switchboard:
                 with self._lock:
                     self._pipes.discard(pipe)
 
-    def _owner_of(self, port: int) -> str:
-        for name, node in list(self.nodes.items()):
-            with suppress(psutil.Error):
-                process = psutil.Process(node.member.process.pid)
-                if any(c.laddr and c.laddr.port == port for c in process.net_connections("tcp")):
+    def _owner_of(self, ports: tuple[int, int]) -> str | None:
+        """Who dials from the first of *ports* to the second; None where nobody does any more.
+
+        A node may dial before `start` has told us of it: whoever is let in unknown is never cut.
+        """
+        pause = threading.Event()
+        for _ in range(_TRIES):
+            if _owns(os.getpid(), ports):
+                return STRANGER
+            for name, node in list(self.nodes.items()):
+                if _owns(node.member.process.pid, ports):
                     return name
-        return STRANGER
+            pause.wait(_TRY_S)
+        return None
+
+
+def _owns(pid: int, ports: tuple[int, int]) -> bool:
+    """By both ports: several connections may leave from one."""
+    with suppress(psutil.Error):
+        sockets = psutil.Process(pid).net_connections("tcp")
+        return any((end.laddr.port, end.raddr.port) == ports for end in sockets if end.raddr)
+    return False
 
 
 @contextmanager

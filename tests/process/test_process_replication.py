@@ -90,12 +90,12 @@ async def test_a_fork_told_to_different_nodes_is_found_out_by_all(
     chain = Chain(FORKER, net=NET)
     arms = [chain.fork().alloc(ALICE), chain.alloc(ALICE, price=7)]
     forked = await trio.to_thread.run_sync(partial(forks, nodes))
-    before = await trio.to_thread.run_sync(periods, nodes)
     async with AsyncExitStack() as stack:
         ways = [
             await stack.enter_async_context(liar(81 + at, node))
             for at, node in enumerate((nodes[1], nodes[-1]))
         ]
+        before = await trio.to_thread.run_sync(periods, nodes)
         for way, arm in zip(ways, arms, strict=True):
             await way.publish(ENTRIES, arm.encode())
         await trio.to_thread.run_sync(

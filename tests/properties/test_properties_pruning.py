@@ -16,6 +16,8 @@ from ledger.merge import Merged, Merger
 from ledger.model import Entry, Kind
 from ledger.state import Accounts, deal_of
 from ledger.store import Store
+from mesh.ids import PeerId
+from mesh.market.credit import Credit, read_books
 
 PARTIES = (ALICE, BOB, CAROL, DAVE)
 VERBS = (
@@ -155,6 +157,31 @@ def test_pruning_at_any_time_changes_no_account(entries: list[Entry], dice: rand
     assert Merger(store, spread=map).merge([e.encode() for e in entries], WALL_MS) == Merged(
         known=len(entries)
     )
+    close_all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(lives(), some.randoms(use_true_random=False))
+def test_a_seller_that_starts_on_a_pruned_ledger_has_the_same_books(
+    entries: list[Entry], dice: random.Random
+) -> None:
+    store = in_memory()
+    heads: list[Entry] = []
+    for entry in entries:
+        store.add([entry])
+        heads += [entry] if entry.content.kind is Kind.HEAD else []
+        prune_some(store, heads, dice)
+    for seller in (PeerId(party.key) for party in PARTIES):
+        whole, left = (
+            Credit(seller, books, {}, net=NET, default_line=100)
+            for books in (
+                read_books(seller, Accounts(NET), entries),
+                read_books(seller, Accounts(NET, store), store.entries()),
+            )
+        )
+        assert left.exposures() == whole.exposures()
+        assert left.earned == whole.earned
+        assert left.frozen == whole.frozen
     close_all()
 
 

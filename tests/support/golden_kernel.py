@@ -27,7 +27,7 @@ from mesh.resources.capacity import Capacity
 from mesh.sansio import CancelRequested, Notify, Received, RunProgressed, Send, WakeAt, Woken
 
 FOLDER = Path(__file__).parents[1] / "golden"
-LEFT_OUT = {"signature", "verdict", "job", "is_bid"}
+LEFT_OUT = {"signature", "verdict", "job", "is_bid", "certificate"}
 
 
 class Script:

@@ -300,6 +300,7 @@ async def test_the_ledger_is_told_with_its_tier_and_promise() -> None:
         told = await client.ask(client.ledger.Status, ledger_pb2.LedgerStatusRequest())
     assert (told.tier, told.promise, told.digest) == ("T0", "T0: trust", b"\x0d" * 32)
     assert (list(told.forked), dict(told.counters)) == ([format_peer(OTHER)], {"sync_talks": 2})
+    assert (told.entries, told.pruned, told.is_archive) == (3, 1, False)
 
 
 async def test_forks_come_with_the_lines_that_prove_them() -> None:

@@ -252,6 +252,8 @@ class MemoryDoor:
             promise="T1: lines, and forks are detected",
             digest=b"\xd1" * 32,
             entries=7,
+            pruned=2,
+            is_archive=False,
             chains=2,
             forked=tuple(fork.peer for fork in self.forked),
             frozen=(BOB,),

@@ -128,6 +128,7 @@ async def test_the_state_of_the_ledger_has_its_tier_its_forks_and_every_line(nod
     assert "tier     T1: lines, and forks are detected" in shown
     assert f"digest   {'d1' * 32}" in shown
     assert "entries  7 in 2 chains" in shown
+    assert "archive  no: 2 entries pruned" in shown
     assert f"forked   {format_peer(ANN)}" in shown
     assert "a statistic, never credit to spend" in shown
     assert "owes 0.000494 cr, reserved 0.0400 cr, of at most 0.0500 cr, frozen" in shown

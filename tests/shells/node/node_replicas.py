@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -34,6 +34,8 @@ OFTEN = ReplicationConfig(
     repair_s=0.05, full_repair_s=1e6, gather_s=0.01, tidy_s=0.05, company_s=0.1, retry_s=0.04
 )
 T = TypeVar("T")
+Serve = Callable[[PeerId, bytes], Awaitable[bytes]]
+NOTHING: Mapping[str, Serve] = {}
 
 
 def party(index: int) -> Party:
@@ -86,6 +88,7 @@ async def open_node(
     meets: Sequence[Node] = (),
     config: ReplicationConfig = OFTEN,
     is_confirmed: bool = True,
+    serve: Mapping[str, Serve] = NOTHING,
 ) -> AsyncIterator[Node]:
     """A node that holds *entries*, all valid, and knows of those that it *meets*."""
     path = folder / f"{index}.sqlite"
@@ -94,6 +97,7 @@ async def open_node(
     tally: Counter[str] = Counter()
 
     async def post(event: Event) -> None:
+        await trio.lowlevel.checkpoint()
         posted.append(event)
 
     with ExitStack() as stack:
@@ -119,7 +123,7 @@ async def open_node(
             rng=Random(index),
             on_frame=lambda _peer, _frame: None,
             on_offer=lambda _peer, _data: None,
-            serve={},
+            serve=serve,
             topics=[replication.rumours.topic],
             answers={LEDGER: replication.answer},
         ) as network:

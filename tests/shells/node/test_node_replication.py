@@ -232,6 +232,20 @@ async def test_a_peer_that_answers_with_nonsense_is_blamed(tmp_path: Path) -> No
             assert two.count("ledger_rounds_failed") > 0
 
 
+async def test_what_a_call_brought_before_it_was_cut_off_is_told(tmp_path: Path) -> None:
+    entry = Chain(BOB).alloc(ONE)
+    async with open_node(tmp_path, 1, config=NEVER) as one:
+        replication = one.replication
+
+        def merge_and_be_cut_off() -> None:
+            replication._note(replication.merger.merge([entry.encode()], WALL_MS))
+            trio.from_thread.run_sync(scope.cancel)
+
+        with trio.CancelScope() as scope:
+            await replication.in_turn(merge_and_be_cut_off)
+        assert one.learned == {entry}
+
+
 # --- forks ------------------------------------------------------------------------------------
 
 

@@ -188,7 +188,9 @@ async def test_a_party_that_lacks_one_block_is_unavailable_at_that_block(
     seller.delete(cid_of(RAW, data[:262_144]))
     with pytest.raises(Unavailable):
         await get(root, buyer, asking(seller))
-    assert sorted(buyer.cids()) == sorted(seller.cids())
+    here = set(buyer.cids())  # others may have been on their way when it was missed
+    assert root in here
+    assert here <= set(seller.cids())
 
 
 async def test_what_the_asker_may_not_read_does_not_move(

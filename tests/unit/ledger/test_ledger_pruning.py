@@ -72,6 +72,33 @@ def test_what_is_over_below_the_head_goes_and_counts_as_held(store: Store) -> No
     assert store.scan() == 13
 
 
+def test_a_long_chain_is_pruned_in_steps_each_sound(store: Store) -> None:
+    bob = Chain(BOB)
+    entries, head = headed(bob, settled(bob, 5))
+    store.add(entries)
+    before = accounts_of(store)
+    steps = []
+    while gone := store.prune(head.id, 4):
+        steps.append(gone)
+        assert store.scan() == len(entries)
+        assert store.pruned() == sum(steps)
+        assert accounts_of(store).all() == before.all()
+    assert steps == [6, 6, 3], "a deal goes whole"
+    assert list(store.entries()) == [head]
+
+
+def test_the_last_entry_of_a_kind_and_all_of_it_are_found(store: Store) -> None:
+    bob, carol = Chain(BOB), Chain(CAROL)
+    entries, first = headed(bob, settled(bob, 1))
+    entries, second = headed(bob, entries)
+    store.add([*entries, carol.line(BOB, 5)])
+    assert store.last_of(Kind.HEAD, BOB.key, NET, below=99) == second
+    assert store.last_of(Kind.HEAD, BOB.key, NET, below=second.content.seq) == first
+    assert store.last_of(Kind.HEAD, BOB.key, NET, below=0) is None
+    assert store.last_of(Kind.HEAD, CAROL.key, NET, below=99) is None
+    assert list(store.all_of(Kind.HEAD)) == [first, second]
+
+
 def test_what_was_pruned_is_had_already_when_it_comes_again(store: Store) -> None:
     bob = Chain(BOB)
     entries, head = headed(bob, settled(bob, 2))
@@ -337,6 +364,27 @@ async def test_a_newcomer_gets_from_an_archive_what_a_pruned_replica_withholds()
         assert ids(newcomer) == ids(pruned) == ids(archive)
         again, _ = await synced(newcomer, pruned, BOTH)
         assert again.is_equal
+    close_all()
+
+
+async def test_a_replica_that_pruned_more_than_one_exchange_tells_is_not_at_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bob = Chain(BOB)
+    entries, head = headed(bob, settled(bob, 60))
+    pruned = replica(entries)
+    while pruned.merger.store.prune(head.id):
+        pass
+    monkeypatch.setattr("ledger.exchange.NOTES_MAX", 16)
+    newcomer = replica()
+    for _ in range(3):
+        for one, other in ((newcomer, pruned), (pruned, newcomer)):
+            await synced(one, other, BOTH)
+    assert held(newcomer) == {head}
+    archive = replica(entries)
+    for _ in range(30):
+        await synced(newcomer, archive, BOTH)
+    assert held(newcomer) == set(entries)
     close_all()
 
 

@@ -12,7 +12,7 @@ from ledger_deals import ALICE, BOB, CAROL, DAVE, NET, Chain, Party
 from market_players import POLICY, RESULT, Buyer, G, Player, ask, one
 from market_players import some as found
 
-from ledger.model import Entry
+from ledger.model import Entry, Kind
 from ledger.state import Accounts
 from ledger.statements import Line, Op
 from mesh.ids import PeerId, task_id
@@ -120,6 +120,16 @@ def test_a_retired_key_gets_nothing() -> None:
     assert credit.is_frozen(PeerId(ALICE.key))
 
 
+def test_an_heir_does_not_shed_what_its_old_key_owes() -> None:
+    old = Chain(ALICE)
+    alloc = old.alloc(BOB)
+    credit = Credit(PeerId(BOB.key), Books(), {}, net=NET, default_line=alloc.content.deal.reserve)
+    credit.see(alloc)
+    assert credit.refusal(PeerId(CAROL.key), 1) == ""
+    credit.see(old.keyop(Op.ROTATE, CAROL))
+    assert "exceed your line" in credit.refusal(PeerId(CAROL.key), 1)
+
+
 def test_a_full_table_of_buyers_lets_nobody_new_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUYERS_MAX", 1)
     credit = Credit(PeerId(BOB.key), Books(), {}, net=NET, default_line=10**9)
@@ -166,7 +176,10 @@ def history(rng: Random, deals: int) -> list[Entry]:
 
 
 def _fate(rng: Random, own: Chain, theirs: Chain, seller: Party, alloc: Entry) -> list[Entry]:
-    match rng.randrange(6):
+    match rng.randrange(7):
+        case 6:
+            heirs = [party for party in (ALICE, CAROL, DAVE) if party.key != own.buyer.key]
+            return [own.keyop(Op.ROTATE, rng.choice(heirs))]
         case 0:
             return [own.use(seller, alloc), own.settle(seller, alloc)]
         case 1:
@@ -189,7 +202,11 @@ def test_credit_is_what_the_fold_says_in_any_order_and_after_any_restart(
     rng = Random(seed)
     entries = history(rng, before + after)
     us = PeerId(BOB.key)
-    ours = [e for e in entries if us in (e.content.author, e.content.peer)]
+    ours = [
+        e
+        for e in entries
+        if us in (e.content.author, e.content.peer) or e.content.kind is Kind.KEYOP
+    ]
     cut = min(before, len(entries))
     books = read_books(us, Accounts(NET), entries[:cut])
     credit = Credit(us, books, {}, net=NET, default_line=0)
