@@ -1,5 +1,5 @@
-"""Nodes under T2: work goes on while a quorum of witnesses does, waits while none is there, and goes
-on again once it is."""
+"""Nodes under T2: work goes on with a quorum of witnesses, waits while none is there, and is done
+once it is back."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def is_done(node: Node, task: str) -> bool:
 
 
 @pytest.mark.slow
-def test_work_goes_on_while_a_quorum_does_and_waits_while_none_is_there(mesh: Mesh) -> None:
+def test_work_goes_on_with_a_quorum_and_waits_while_none_is_there(mesh: Mesh) -> None:
     buyer, judges = start(mesh)
     assert is_done(buyer, submit(buyer))
     assert counter(buyer, "certificates") >= 1
