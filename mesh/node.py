@@ -194,16 +194,7 @@ async def _serve(
     async with AsyncExitStack() as stack:
         alarm = _Alarm()
         replication = _replicate(config, files, kernel, driver, alarm)
-        witnessing = None
-        if files.votes is not None:
-            witnessing = stand_witness(
-                files.votes,
-                home.state,
-                kernel.identity,
-                is_frozen=kernel.credit.is_frozen,
-                alarm=alarm.ring,
-                learn=replication.learn_from,
-            )
+        witnessing = _witness(home, files, kernel, alarm, replication)
         network = await stack.enter_async_context(
             _join(config, home, files, driver, alarm, replication, witnessing)
         )
@@ -376,6 +367,22 @@ def _replicate(
             repair_s=float(settings.repair_s),
             full_repair_s=float(settings.full_repair_s),
         ),
+    )
+
+
+def _witness(
+    home: Home, files: Belongings, kernel: Kernel, alarm: _Alarm, replication: Replication
+) -> Witnessing | None:
+    """Ourselves as a witness, where our owner wants that."""
+    if files.votes is None:
+        return None
+    return stand_witness(
+        files.votes,
+        home.state,
+        kernel.identity,
+        is_frozen=kernel.credit.is_frozen,
+        alarm=alarm.ring,
+        learn=replication.learn_from,
     )
 
 
