@@ -194,16 +194,7 @@ async def _serve(
     async with AsyncExitStack() as stack:
         alarm = _Alarm()
         replication = _replicate(config, files, kernel, driver, alarm)
-        witnessing = None
-        if files.votes is not None:
-            witnessing = stand_witness(
-                files.votes,
-                home.state,
-                kernel.identity,
-                is_frozen=kernel.credit.is_frozen,
-                alarm=alarm.ring,
-                learn=replication.learn_from,
-            )
+        witnessing = _stand_witness(home, files, kernel, alarm, replication)
         network = await stack.enter_async_context(
             _join(config, home, files, driver, alarm, replication, witnessing)
         )
@@ -227,9 +218,6 @@ async def _serve(
         performer.workshop = workshop
         counters: list[Callable[[], Mapping[str, int]]] = [replication.statistics]
         pruning = _ask_witnesses(config, files, replication, witnessing, performer, counters)
-        if witnessing:
-            counters.append(witnessing.statistics)
-            nursery.start_soon(witnessing.scan)
         desk = _set_up_desk(
             config, files, kernel, driver, performer, network, replication, counters
         )
@@ -237,7 +225,8 @@ async def _serve(
         for service in (
             alarm.heard,
             replication.run,
-            pruning.run if pruning else trio.sleep_forever,
+            *([pruning.run] if pruning else []),
+            *([witnessing.scan] if witnessing else []),
             partial(scan, home.state / "ledger.sqlite", alarm.ring),
             performer.gossip,
             partial(sweep, files.blocks, kernel),
@@ -255,6 +244,22 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
+def _stand_witness(
+    home: Home, files: Belongings, kernel: Kernel, alarm: _Alarm, replication: Replication
+) -> Witnessing | None:
+    """Ourselves as a witness, where our owner wants that."""
+    if files.votes is None:
+        return None
+    return stand_witness(
+        files.votes,
+        home.state,
+        kernel.identity,
+        is_frozen=kernel.credit.is_frozen,
+        alarm=alarm.ring,
+        learn=replication.learn_from,
+    )
+
+
 def _ask_witnesses(
     config: Config,
     files: Belongings,
@@ -264,6 +269,8 @@ def _ask_witnesses(
     counters: list[Callable[[], Mapping[str, int]]],
 ) -> Pruning | None:
     """Before what we sign, if a quorum of them is set; and before entries of others are pruned."""
+    if witnessing is not None:
+        counters.append(witnessing.statistics)
     quorum, network = quorum_of(config.ledger), replication.network
     if quorum is None or network is None:
         return None
