@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from random import Random
@@ -222,11 +222,13 @@ async def _serve(
             config, files, kernel, driver, performer, network, replication, counters
         )
         performer.said, performer.received = replication.push, replication.look_at
+        sealing: list[Callable[[], Awaitable[None]]] = []
+        sealing += [pruning.run] if pruning else []
+        sealing += [witnessing.scan] if witnessing else []
         for service in (
+            *sealing,
             alarm.heard,
             replication.run,
-            *([pruning.run] if pruning else []),
-            *([witnessing.scan] if witnessing else []),
             partial(scan, home.state / "ledger.sqlite", alarm.ring),
             performer.gossip,
             partial(sweep, files.blocks, kernel),
