@@ -222,11 +222,9 @@ async def _serve(
             config, files, kernel, driver, performer, network, replication, counters
         )
         performer.said, performer.received = replication.push, replication.look_at
-        sealing: list[Callable[[], Awaitable[None]]] = []
-        sealing += [pruning.run] if pruning else []
-        sealing += [witnessing.scan] if witnessing else []
-        for service in (
-            *sealing,
+        services: list[Callable[[], Awaitable[None]]] = [
+            *([pruning.run] if pruning else []),
+            *([witnessing.scan] if witnessing else []),
             alarm.heard,
             replication.run,
             partial(scan, home.state / "ledger.sqlite", alarm.ring),
@@ -235,7 +233,8 @@ async def _serve(
             partial(watch, Probe(ThisMachine(), trio.current_time), driver.post),
             partial(advertise, network, kernel),
             partial(driver.drive, persist=performer.persist, perform=performer.perform),
-        ):
+        ]
+        for service in services:
             nursery.start_soon(service)
         facts = await _open_doors(config, home, stack, desk, network)
         _write_facts(home, facts)
