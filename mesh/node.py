@@ -55,6 +55,7 @@ from mesh.rerun import Rerunner
 from mesh.resources.probe import Probe, ThisMachine, watch
 from mesh.rumours import Rumours
 from mesh.runtime.execution import Workshop
+from mesh.runtime.sandbox import walls
 from mesh.runtime.supervisor import open_supervisor
 from mesh.sansio import OfferReceived, Received
 from mesh.sim.replay import Facts, write_black_box
@@ -151,7 +152,7 @@ def _gather(config: Config, home: Home, files: Belongings) -> Facts:
         sold=sold,
         price=config.sell.price,
         speed=SPEED,
-        features=("wasm",) if config.sell.enabled else (),
+        features=("wasm", *walls()) if config.sell.enabled else (),
         agent=_agent(),
     )
     peer = files.key.peer
