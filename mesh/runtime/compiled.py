@@ -1,4 +1,4 @@
-"""Compiled modules, kept on disk: the supervisor's, so that no task can change what the next one runs.
+"""Compiled modules, kept on disk by the supervisor: no task can change what the next one runs.
 
 A worker may read the one that is made of its own module. What it compiles it leaves in its own
 folder, before anything of the guest runs; the supervisor then takes it, while the worker has lost

@@ -307,11 +307,10 @@ def _order(job: Job, module: Path, inputs: Mapping[str, Path], scratch: Path, ke
 
 
 async def _keep_compiled(fresh: Path, kept: Path) -> None:
-    if os.path.lexists(fresh):
-        try:
-            await trio.to_thread.run_sync(take, fresh, kept)
-        except OSError as error:
-            raise WorkerLost(f"cannot keep a compiled module: {error.strerror}") from error
+    try:
+        await trio.to_thread.run_sync(take, fresh, kept)
+    except OSError as error:
+        raise WorkerLost(f"cannot keep a compiled module: {error}") from error
 
 
 def _absolute(path: Path) -> Path:

@@ -1,7 +1,8 @@
 """A worker: the process in which one stranger's task runs, and which ends with it.
 
 It is forked from the template, takes one job from its socket, gives up what that does not need
-(sandbox.py), compiles, gives up more, runs, reports, ends. It may be stopped, continued or killed at any moment.
+(sandbox.py), compiles, gives up more, runs, reports, ends. It may be stopped, continued or killed
+at any moment.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from mesh.runtime.frames import (
     encode_report,
     frame_length,
 )
-from mesh.runtime.manifest import Job, decode
 from mesh.runtime.landlock import Reach
+from mesh.runtime.manifest import Job, decode
 from mesh.runtime.module import PAGE
 from mesh.runtime.sandbox import confine, narrow, renounce
 from mesh.runtime.trees import HostFailure, Tree
@@ -110,7 +111,7 @@ def _wall_in_closer(run: RunJob) -> None:
     """Before the guest runs: what was compiled is out of its reach from now on."""
     inputs = tuple(path for _, path in run.inputs)
     try:
-        narrow(Reach(inputs, (f"{run.scratch}/out", f"{run.scratch}/tmp")))
+        narrow(Reach(inputs, (f"{run.scratch}/out", f"{run.scratch}/tmp")))  # noqa: S108 - the guest's, not this machine's
     except OSError as error:
         raise HostFailure(f"the sandbox does not stand: {error.strerror}") from error
 
