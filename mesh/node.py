@@ -55,8 +55,7 @@ from mesh.rerun import Rerunner
 from mesh.resources.probe import Probe, ThisMachine, watch
 from mesh.rumours import Rumours
 from mesh.runtime.execution import Workshop
-from mesh.runtime.sandbox import walls
-from mesh.runtime.supervisor import open_supervisor
+from mesh.runtime.supervisor import open_supervisor, walls
 from mesh.sansio import OfferReceived, Received
 from mesh.sim.replay import Facts, write_black_box
 from mesh.storage.transfer import serve

@@ -30,10 +30,11 @@ from mesh.runtime.frames import (
     StartedRunning,
 )
 from mesh.runtime.manifest import Job, encode
+from mesh.runtime.sandbox import walls
 from mesh.runtime.stopwatch import Stopwatch
 from mesh.runtime.workers import Template, Worker, WorkerDied, WorkerLost, open_template
 
-__all__ = ["Outcome", "Statistics", "Supervisor", "WorkerLost", "open_supervisor"]
+__all__ = ["Outcome", "Statistics", "Supervisor", "WorkerLost", "open_supervisor", "walls"]
 
 COMPILE_S = 120.0
 """The longest that getting ready and compiling may take; then the module is refused."""
