@@ -52,7 +52,7 @@ from mesh.rerun import Rerunner
 from mesh.resources.probe import Probe, ThisMachine, watch
 from mesh.rumours import Rumours
 from mesh.runtime.execution import Workshop
-from mesh.runtime.supervisor import open_supervisor
+from mesh.runtime.supervisor import open_supervisor, walls
 from mesh.sansio import OfferReceived, Received
 from mesh.sim.replay import Facts, write_black_box
 from mesh.storage.transfer import serve
@@ -148,7 +148,7 @@ def _gather(config: Config, home: Home, files: Belongings) -> Facts:
         sold=sold,
         price=config.sell.price,
         speed=SPEED,
-        features=("wasm",) if config.sell.enabled else (),
+        features=("wasm", *walls()) if config.sell.enabled else (),
         agent=_agent(),
     )
     peer = files.key.peer
