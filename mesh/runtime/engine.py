@@ -44,8 +44,11 @@ def check_meter() -> None:
     assert installed == WASMTIME, f"wasmtime {installed} is not the meter {WASMTIME}"
 
 
-def open_engine() -> wasmtime.Engine:
-    """The one configuration. Stack sizes must fit each other, or wasmtime ends the process."""
+def open_engine(*, can_move: bool = False) -> wasmtime.Engine:
+    """The one configuration; a guest that *can_move* has a second memory, and no more than that.
+
+    Stack sizes must fit each other, or wasmtime ends the process.
+    """
     config = wasmtime.Config()
     config.consume_fuel = True
     config.memory_init_cow = True
@@ -59,7 +62,7 @@ def open_engine() -> wasmtime.Engine:
     config.shared_memory = False
     config.wasm_relaxed_simd = False
     config.wasm_memory64 = False
-    config.wasm_multi_memory = False
+    config.wasm_multi_memory = can_move
     config.wasm_exceptions = False
     config.wasm_function_references = False
     config.wasm_gc = False
@@ -165,6 +168,8 @@ class GuestMemory:
 class Guest:
     """One instance of a module, ready to run once."""
 
+    MEMORIES = 1
+
     def __init__(
         self,
         engine: wasmtime.Engine,
@@ -182,7 +187,7 @@ class Guest:
             table_elements=TABLE_ELEMENTS_MAX,
             instances=1,
             tables=TABLES_MAX,
-            memories=1,
+            memories=self.MEMORIES,
         )
         self._store.set_fuel(_FREE_FUEL)
         linker = wasmtime.Linker(engine)
@@ -197,6 +202,7 @@ class Guest:
         self.memory = GuestMemory(self._store, found)
         self.initial_memory = self.memory.size
         self._start = start
+        self._exports = exports
         self._store.set_fuel(fuel)
 
     def _define(self, linker: wasmtime.Linker, call: SystemCall) -> None:
