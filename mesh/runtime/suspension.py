@@ -24,7 +24,7 @@ from mesh.runtime.trees import HostFailure
 PIECE = 4096
 """Bytes of memory that are taken along or left out as one."""
 DETOUR = 6
-"""Fuel that one suspension adds to the count: the way to mesh.yield and back. Counted for this meter
+"""Fuel that one suspension adds to the count: the way to mesh.yield and back. For this meter
 and for Asyncify as Binaryen 116 makes it; tested at hundreds of places."""
 UNWIND_FUEL = 1 << 32
 _STACK_BASE = 16
