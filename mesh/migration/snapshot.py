@@ -4,8 +4,8 @@
 
 The frames hold, one after the other and cut every MEBIBYTE: the stack, stdout, stderr, and the
 pages that differ from a fresh instance, in the order of the header's bitmap. The header fixes the
-length of each frame, so none can unpack to more. Arguments, environment, seed and limits are the job's,
-which the header names by CID: nobody can say of them what is not so.
+length of each frame, so none can unpack to more. Arguments, environment, seed and limits are the
+job's, which the header names by CID: nobody can say of them what is not so.
 
 A snapshot that passes is well formed and no more: whether it is *true*, only a re-run tells.
 """

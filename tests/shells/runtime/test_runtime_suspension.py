@@ -16,13 +16,18 @@ import wasmtime
 from runtime_jobs import HOSTILE, ROOT
 
 from mesh.errors import Refused
+from mesh.ids import DAG_PB, RAW, cid_of
+from mesh.migration.snapshot import TREES, Snapshot, decode, encode
 from mesh.runtime import engine as engine_module
+from mesh.runtime.capture import capture, restore
 from mesh.runtime.engine import Guest, GuestMemory, open_engine
 from mesh.runtime.files import Files
 from mesh.runtime.instrument import Binaryen, find_binaryen, instrument
+from mesh.runtime.manifest import METER
 from mesh.runtime.module import check_module
 from mesh.runtime.rewrite import Policy
 from mesh.runtime.suspension import PIECE, Image, MovableGuest
+from mesh.runtime.trees import Tree
 from mesh.runtime.wasi import Exit, Wasi
 
 MOVABLE = ROOT / "tests/guests/hostile.movable.wasm"
@@ -32,7 +37,13 @@ PLENTY = 10**9
 class Run:
     """One task, in as many guests as it takes."""
 
-    def __init__(self, engine: wasmtime.Engine, module: wasmtime.Module, *args: str) -> None:
+    def __init__(
+        self,
+        engine: wasmtime.Engine,
+        module: wasmtime.Module,
+        *args: str,
+        trees: tuple[Tree, ...] = (),
+    ) -> None:
         self.engine, self.module = engine, module
         self.fuel = PLENTY
         self.moves = 0
@@ -40,7 +51,7 @@ class Run:
         self.wasi = Wasi(
             ("task", *args),
             (),
-            Files((), 0),
+            Files(trees, 1 << 20),
             seed=bytes(16),
             t0_ns=0,
             stdout_max=1000,
@@ -199,6 +210,55 @@ def test_it_wakes_in_another_process(
         check=True,
     )
     assert pickle.loads(done.stdout) == expected
+
+
+def test_a_snapshot_wakes_somewhere_else(
+    engine: wasmtime.Engine,
+    module: wasmtime.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Through the bytes that travel, its system calls included, ten times."""
+    monkeypatch.setattr(engine_module, "SLICE", 500_000)
+    here = tuple(Tree(name, tmp_path) for name in TREES[1:])
+    trees = (Tree(TREES[0], None), *here)
+    expected = Run(engine, module, "spin", "3", trees=trees).finish(lambda: None)
+    run = Run(engine, module, "spin", "3", trees=trees)
+    image = run.suspend()
+    for _ in range(10):
+        data = b"".join(encode(snapshot_of(image, run)))
+        run.wasi.files.close_all()
+        woken = decode(data)
+        run = Run(engine, module, "spin", "3", trees=trees)
+        restore(run.wasi, trees, woken.calls, woken.stdout, woken.stderr)
+        guest = run.enter(image_of(woken))
+        assert guest.advance(guest.request)
+        assert guest.fuel_used > image.fuel
+        image = guest.image()
+    assert run.finish(lambda: None, image) == expected
+
+
+def snapshot_of(image: Image, run: Run) -> Snapshot:
+    return Snapshot(
+        module=cid_of(RAW, MOVABLE.read_bytes()),
+        job=cid_of(RAW, b"job"),
+        meter=METER,
+        out=cid_of(DAG_PB, b""),
+        tmp=cid_of(DAG_PB, b""),
+        fuel=image.fuel,
+        moves=1,
+        size=image.size,
+        variables=image.variables,
+        calls=capture(run.wasi),
+        stack=image.stack,
+        stdout=bytes(run.wasi.stdout.data),
+        stderr=bytes(run.wasi.stderr.data),
+        pieces=image.pieces,
+    )
+
+
+def image_of(woken: Snapshot) -> Image:
+    return Image(woken.size, woken.pieces, woken.variables, woken.stack, woken.fuel)
 
 
 @pytest.mark.parametrize(
