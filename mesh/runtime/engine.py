@@ -20,8 +20,8 @@ from wasmtime._func import maybe_raise_last_exn
 
 from mesh.errors import Refused
 from mesh.ids import RAW, Cid, cid_codec, cid_of
-from mesh.runtime.manifest import WASMTIME, check_module
-from mesh.runtime.module import TABLE_ELEMENTS_MAX, TABLES_MAX
+from mesh.runtime.manifest import WASMTIME
+from mesh.runtime.module import TABLE_ELEMENTS_MAX, TABLES_MAX, check_module
 from mesh.runtime.preview1 import NAMESPACE, SIGNATURES, Errno
 from mesh.runtime.trees import Denied, HostFailure
 
@@ -40,8 +40,9 @@ def check_meter() -> None:
     assert installed == WASMTIME, f"wasmtime {installed} is not the meter {WASMTIME}"
 
 
-def open_engine() -> wasmtime.Engine:
-    """The one configuration (see compiled.CONFIGURATION).
+def open_engine(*, can_move: bool = False) -> wasmtime.Engine:
+    """The one configuration (see compiled.CONFIGURATION); a guest that *can_move* has a second
+    memory, and no more than that.
 
     Stack sizes must fit each other, or wasmtime ends the process.
     """
@@ -58,7 +59,7 @@ def open_engine() -> wasmtime.Engine:
     config.shared_memory = False
     config.wasm_relaxed_simd = False
     config.wasm_memory64 = False
-    config.wasm_multi_memory = False
+    config.wasm_multi_memory = can_move
     config.wasm_exceptions = False
     config.wasm_function_references = False
     config.wasm_gc = False
@@ -146,6 +147,8 @@ class GuestMemory:
 class Guest:
     """One instance of a module, ready to run once."""
 
+    MEMORIES = 1
+
     def __init__(
         self,
         engine: wasmtime.Engine,
@@ -163,7 +166,7 @@ class Guest:
             table_elements=TABLE_ELEMENTS_MAX,
             instances=1,
             tables=TABLES_MAX,
-            memories=1,
+            memories=self.MEMORIES,
         )
         self._store.set_fuel(_FREE_FUEL)
         linker = wasmtime.Linker(engine)
@@ -178,6 +181,7 @@ class Guest:
         self.memory = GuestMemory(self._store, found)
         self.initial_memory = self.memory.size
         self._start = start
+        self._exports = exports
         self._store.set_fuel(fuel)
 
     def _define(self, linker: wasmtime.Linker, call: SystemCall) -> None:
