@@ -7,6 +7,8 @@ signature checks of every entry take alone, over the time of the whole merge, SQ
 `cold_over_full` is that of the full merge over that of the cold one. `heads_sync_overhead` is what
 a sync sends beside the missing entries, over their bytes; `heads_sync_roundtrips` are those until
 they are there. `in_sync_bytes` is the larger direction of a sync that finds nothing to do.
+`certificate_p50_ms` is what an award waits for the votes of three of four witnesses: four processes
+with real networks over loopback, each with its book on the disk, asked from this one.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import TypeVar
 
 import trio
@@ -37,14 +41,25 @@ from ledger.glance import opened
 from ledger.keys import terms_message
 from ledger.merge import Merger
 from ledger.model import Entry, Terms, amount_of, reserve_of
+from ledger.quorum import Quorum
 from ledger.store import Store
 from ledger.sync import Budget, Replica, Synced, serve, sync
+from ledger.votes import VoteBook
+from mesh.certifying import Certifying, stand_witness
+from mesh.errors import MeshError
+from mesh.ids import NET as MESH
+from mesh.ids import PeerId
+from mesh.network.network import WITNESS, Network, NetworkConfig, open_network
+from mesh.sansio import Identity
 
 NET = b"benchnet"
 WALL_MS = 1_790_000_000_000
 PAGE = 1000
 """Entries merged at a time."""
 AUTHORS = 100
+WITNESSES = 4
+VOTES, WARM_UP = 200, 20
+"""Certificates that are measured, after some that are not."""
 SYNC_AUTHORS, SYNC_BEHIND, SYNC_MISSING = 10_000, 10, 1_000
 OTHERS = """
 import importlib, json, os, sys, time
@@ -91,10 +106,10 @@ T = TypeVar("T")
 class Party:
     """A key that buys and sells, and its chain."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, net: bytes = NET) -> None:
         self.secret = SigningKey(sha256(name.encode()).digest())
         self.key = bytes(self.secret.verify_key)
-        self.head = Head.start(self.key, NET)
+        self.head = Head.start(self.key, net)
 
     def sign(self, message: bytes) -> bytes:
         return self.secret.sign(message).signature
@@ -245,6 +260,91 @@ def measure_sync(authors: int, behind: int, missing: int) -> dict[str, float]:
     }
 
 
+def serve_votes(index: int, folder: Path) -> None:
+    """Be a witness until stdin ends; where it listens goes to stdout."""
+    secret = SigningKey(bytes([index]) * 32)
+    us = Identity(
+        PeerId(bytes(secret.verify_key)),
+        lambda message: secret.sign(message).signature,
+        keys.verify,
+    )
+
+    def fail(error: MeshError) -> None:
+        raise error
+
+    async def run() -> None:
+        judge = stand_witness(
+            votes, folder, us, is_frozen=lambda _key: False, alarm=fail, learn=no_fork
+        )
+        async with open_peer(index, {WITNESS: judge.answer}) as network:
+            print(network.addresses()[0], flush=True)
+            await trio.to_thread.run_sync(sys.stdin.read)
+
+    with VoteBook.open(folder / f"votes-{index}.sqlite", us.peer) as votes:
+        trio.run(run)
+
+
+def open_peer(
+    index: int, serving: Mapping[str, Callable[[PeerId, bytes], Awaitable[bytes]]]
+) -> AbstractAsyncContextManager[Network]:
+    return open_network(
+        NetworkConfig(seed=bytes([index]) * 32),
+        rng=Random(index),
+        on_frame=lambda _peer, _frame: None,
+        on_offer=lambda _peer, _data: None,
+        serve=serving,
+    )
+
+
+def measure_votes(folder: Path, count: int) -> dict[str, float]:
+    """Certificates of *count* awards, one after another."""
+    witnesses = range(2, 2 + WITNESSES)
+    command = [sys.executable, __file__, "--folder", str(folder), "--witness"]
+    judges = [
+        subprocess.Popen(
+            [*command, str(index)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for index in witnesses
+    ]
+    try:
+        where = [judge.stdout.readline().strip() for judge in judges if judge.stdout]
+        waits = trio.run(ask_for_votes, folder, witnesses, where, count)
+    finally:
+        for judge in judges:
+            judge.communicate()
+    waits.sort()
+    return {
+        "certificate_p50_ms": statistics.median(waits) * 1000,
+        "certificate_p95_ms": waits[len(waits) * 95 // 100] * 1000,
+    }
+
+
+async def ask_for_votes(
+    folder: Path, witnesses: Sequence[int], where: Sequence[str], count: int
+) -> list[float]:
+    """Seconds that each certificate took."""
+    members = [bytes(SigningKey(bytes([index]) * 32).verify_key) for index in witnesses]
+    buyer, seller = Party("buyer", MESH), Party("seller", MESH)
+    waits = []
+    with Store.open(folder / "asking.sqlite") as store:
+        async with open_peer(1, {}) as network:
+            for address in where:
+                await network.connect(address)
+            certifying = Certifying(Quorum.of(members), store, no_fork, None, network)
+            for number in range(count + WARM_UP):
+                entry = Entry.decode(buyer.deal(seller, number)[0])
+                buyer.head = Head.after(entry)  # its SETTLE is not asked about
+                store.append_own([entry])
+                start = time.perf_counter()
+                await certifying.certify(entry, 10.0)
+                waits.append(time.perf_counter() - start)
+    return waits[WARM_UP:]
+
+
+async def no_fork(wires: Sequence[bytes]) -> None:
+    raise AssertionError(f"nobody forks here: {wires!r}")
+
+
 def measure_others(python: Path, entries: int, size: int) -> dict[str, float]:
     """Whatever that interpreter can import: our own lock has none of them."""
     command = [str(python), "-c", OTHERS, str(entries), str(size)]
@@ -262,7 +362,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--folder", type=Path, help="on which disk (default: the temporary one)")
     parser.add_argument("--others", type=Path, help="a Python that has pycrdt or loro, to compare")
+    parser.add_argument("--witness", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.witness:
+        return serve_votes(options.witness, options.folder)
     rounds, entries = (3, 6_000) if options.quick else (7, 20_000)
     print(f"signing {entries} entries", file=sys.stderr)
     chains = histories(AUTHORS, entries // AUTHORS // 2)
@@ -277,6 +380,9 @@ def main() -> None:
     figures |= {
         n: round(v, 4) for n, v in measure_sync(SYNC_AUTHORS, SYNC_BEHIND, SYNC_MISSING).items()
     }
+    print(f"certificates of {WITNESSES} witnesses", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-ledger-") as folder:
+        figures |= {n: round(v, 2) for n, v in measure_votes(Path(folder), VOTES).items()}
     wire = round(sum(map(len, flat(chains))) / entries)
     context: dict[str, float | str | None] = {
         "rounds": rounds,

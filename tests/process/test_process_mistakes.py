@@ -16,6 +16,7 @@ from process_nodes import HOSTILE, Node, run_mesh
 
 FREE = {"--port": "0", "--grpc-port": "0", "--websocket-port": "0"}
 DISK = "16m"
+PEER = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
 
 
 def join(home: Path, *flags: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -81,6 +82,21 @@ def test_a_value_out_of_range(home: Path) -> None:
 
 def test_a_bootstrap_address_that_is_none(home: Path) -> None:
     told(join(home, "--bootstrap", "example.org:4001"), "network.bootstrap", "example.org:4001")
+
+
+@pytest.mark.parametrize(
+    ("witnesses", "parts"),
+    [
+        ("", ("0 witnesses", "name 1 to 64")),
+        (f"{PEER},{PEER}", ("a witness is named twice", "name each once")),
+        ("alice", ("alice", "MESH_LEDGER__WITNESSES")),
+    ],
+    ids=["none", "one twice", "no peer id"],
+)
+def test_t2_without_a_quorum_to_ask(home: Path, witnesses: str, parts: tuple[str, ...]) -> None:
+    done = join(home, MESH_LEDGER__TIER="T2", MESH_LEDGER__WITNESSES=witnesses)
+    told(done, "ledger.witnesses", *parts)
+    assert done.returncode == 2
 
 
 @pytest.mark.slow

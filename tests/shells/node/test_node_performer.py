@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from ledger_deals import ALICE
 from node_hands import (
     PATIENCE_S,
     QUOTA,
     TASK,
     WITNESS,
+    Deaf,
     Library,
     nobody_serves,
     open_hands,
@@ -19,9 +21,15 @@ from node_hands import (
     until,
     work_in,
 )
+from node_replicas import party
+from node_witnesses import AUTHOR, Judge, chain_of, quorum_of
 
+from ledger.quorum import Certificate
+from ledger.votes import VoteBook
+from mesh.certifying import Certifying
 from mesh.errors import Refused, Unavailable
-from mesh.sansio import ContinueRun, PauseRun, RunEnded, RunLost, StopRun
+from mesh.ids import PeerId
+from mesh.sansio import Certified, Certify, ContinueRun, PauseRun, RunEnded, RunLost, StopRun
 from mesh.storage.blocks import MemoryBlocks
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.files import add_bytes
@@ -124,3 +132,33 @@ async def test_a_peer_that_crawls_is_given_up(
         await hands.network.connect(buyer.addresses()[0])
         with trio.fail_after(PATIENCE_S), pytest.raises(Unavailable, match="sends less than"):
             await hands.performer.bring(buyer.peer, work.job, 1)
+
+
+def some_of(core: Deaf) -> list[Certified]:
+    return [event for event in core.heard if isinstance(event, Certified)]
+
+
+async def test_what_was_certified_or_why_not_is_told_to_the_kernel(tmp_path: Path) -> None:
+    """By the node's own witness, with its book on the disk."""
+    entry = chain_of(AUTHOR).alloc(ALICE)
+    asked = Certify(TASK, 1, entry.encode())
+    with (
+        trio.fail_after(PATIENCE_S),
+        VoteBook.open(tmp_path / "votes.sqlite", party(AUTHOR).key) as votes,
+    ):
+        judge, quorum = Judge(votes, tmp_path, AUTHOR), quorum_of(AUTHOR)
+        async with open_hands(tmp_path) as hands:
+            certifying = Certifying(
+                quorum, hands.ledger, judge.learn, judge.witnessing, hands.network
+            )
+            hands.performer.certify = certifying.certify
+            hands.performer.perform(asked)
+            await until(lambda: some_of(hands.core))
+            judge.frozen.add(PeerId(party(AUTHOR).key))
+            hands.performer.perform(asked)
+            await until(lambda: len(some_of(hands.core)) == 2)
+    good, bad = some_of(hands.core)
+    assert good.alloc == bad.alloc == entry.id
+    quorum.check(Certificate.decode(good.certificate))
+    assert (good.reason, bad.certificate) == ("", b"")
+    assert "its key forked or is retired" in bad.reason
