@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from random import Random
@@ -52,7 +52,7 @@ from mesh.rerun import Rerunner
 from mesh.resources.probe import Probe, ThisMachine, watch
 from mesh.rumours import Rumours
 from mesh.runtime.execution import Workshop
-from mesh.runtime.supervisor import open_supervisor
+from mesh.runtime.supervisor import open_supervisor, walls
 from mesh.sansio import OfferReceived, Received
 from mesh.sim.replay import Facts, write_black_box
 from mesh.storage.transfer import serve
@@ -148,7 +148,7 @@ def _gather(config: Config, home: Home, files: Belongings) -> Facts:
         sold=sold,
         price=config.sell.price,
         speed=SPEED,
-        features=("wasm",) if config.sell.enabled else (),
+        features=("wasm", *walls()) if config.sell.enabled else (),
         agent=_agent(),
     )
     peer = files.key.peer
@@ -194,7 +194,7 @@ async def _serve(
     async with AsyncExitStack() as stack:
         alarm = _Alarm()
         replication = _replicate(config, files, kernel, driver, alarm)
-        witnessing = _witness(home, files, kernel, alarm, replication)
+        witnessing = _stand_witness(home, files, kernel, alarm, replication)
         network = await stack.enter_async_context(
             _join(config, home, files, driver, alarm, replication, witnessing)
         )
@@ -218,24 +218,23 @@ async def _serve(
         performer.workshop = workshop
         counters: list[Callable[[], Mapping[str, int]]] = [replication.statistics]
         pruning = _ask_witnesses(config, files, replication, witnessing, performer, counters)
-        if witnessing:
-            counters.append(witnessing.statistics)
-            nursery.start_soon(witnessing.scan)
         desk = _set_up_desk(
             config, files, kernel, driver, performer, network, replication, counters
         )
         performer.said, performer.received = replication.push, replication.look_at
-        for service in (
+        services: list[Callable[[], Awaitable[None]]] = [
+            *([pruning.run] if pruning else []),
+            *([witnessing.scan] if witnessing else []),
             alarm.heard,
             replication.run,
-            pruning.run if pruning else trio.sleep_forever,
             partial(scan, home.state / "ledger.sqlite", alarm.ring),
             performer.gossip,
             partial(sweep, files.blocks, kernel),
             partial(watch, Probe(ThisMachine(), trio.current_time), driver.post),
             partial(advertise, network, kernel),
             partial(driver.drive, persist=performer.persist, perform=performer.perform),
-        ):
+        ]
+        for service in services:
             nursery.start_soon(service)
         facts = await _open_doors(config, home, stack, desk, network)
         _write_facts(home, facts)
@@ -244,6 +243,22 @@ async def _serve(
         await _until_told(performer)
         broadcast.close()
         nursery.cancel_scope.cancel()
+
+
+def _stand_witness(
+    home: Home, files: Belongings, kernel: Kernel, alarm: _Alarm, replication: Replication
+) -> Witnessing | None:
+    """Ourselves as a witness, where our owner wants that."""
+    if files.votes is None:
+        return None
+    return stand_witness(
+        files.votes,
+        home.state,
+        kernel.identity,
+        is_frozen=kernel.credit.is_frozen,
+        alarm=alarm.ring,
+        learn=replication.learn_from,
+    )
 
 
 def _ask_witnesses(
@@ -255,6 +270,8 @@ def _ask_witnesses(
     counters: list[Callable[[], Mapping[str, int]]],
 ) -> Pruning | None:
     """Before what we sign, if a quorum of them is set; and before entries of others are pruned."""
+    if witnessing is not None:
+        counters.append(witnessing.statistics)
     quorum, network = quorum_of(config.ledger), replication.network
     if quorum is None or network is None:
         return None
@@ -367,22 +384,6 @@ def _replicate(
             repair_s=float(settings.repair_s),
             full_repair_s=float(settings.full_repair_s),
         ),
-    )
-
-
-def _witness(
-    home: Home, files: Belongings, kernel: Kernel, alarm: _Alarm, replication: Replication
-) -> Witnessing | None:
-    """Ourselves as a witness, where our owner wants that."""
-    if files.votes is None:
-        return None
-    return stand_witness(
-        files.votes,
-        home.state,
-        kernel.identity,
-        is_frozen=kernel.credit.is_frozen,
-        alarm=alarm.ring,
-        learn=replication.learn_from,
     )
 
 

@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ZIG = "ziglang==0.17.1"
 FOLDERS = ("mesh/examples", "tests/guests")
 CHECKSUMS = ROOT / "tests/guests/SHA256SUMS"
+MOVABLE_SOURCE = ROOT / "tests/guests/hostile.wasm"
+MOVABLE = ROOT / "tests/guests/hostile.movable.wasm"
+"""One guest that can be suspended, made of another, so that it is tested without Binaryen too."""
 STACK = 256 << 10
 FLAGS = (
     "--target=wasm32-wasi",
@@ -66,6 +69,21 @@ def checksum_line(source: Path, wasm: Path) -> str:
     return f"{sha256(wasm.read_bytes()).hexdigest()}  {name}\n"
 
 
+def make_movable(source: Path, target: Path) -> None:
+    """Instrument for suspension; needs Binaryen, which MESH_BINARYEN names (version 116)."""
+    command = [sys.executable, "-m", "mesh.runtime.instrument", str(source), str(target)]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
+def movable_line(made: Path) -> str:
+    """The line of MOVABLE; what is committed stays where there is no Binaryen to make it anew."""
+    if os.environ.get("MESH_BINARYEN"):
+        make_movable(MOVABLE_SOURCE, made)
+    else:
+        made.write_bytes(MOVABLE.read_bytes())
+    return f"{sha256(made.read_bytes()).hexdigest()}  {MOVABLE.relative_to(ROOT)}\n"
+
+
 def main() -> int:
     """0 when all is built, or when what was built is what is committed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -80,10 +98,15 @@ def main() -> int:
             lines.append(checksum_line(source, wasm))
             if not is_check:
                 source.with_suffix(".wasm").write_bytes(wasm.read_bytes())
+        made = Path(scratch) / "movable.wasm"
+        lines.append(movable_line(made))
+        if not is_check:
+            MOVABLE.write_bytes(made.read_bytes())
     if not is_check:
         CHECKSUMS.write_text("".join(lines))
         return 0
     committed = [checksum_line(s, s.with_suffix(".wasm")) for s in sources()]
+    committed.append(f"{sha256(MOVABLE.read_bytes()).hexdigest()}  {MOVABLE.relative_to(ROOT)}\n")
     if lines == committed and CHECKSUMS.read_text() == "".join(lines):
         print(f"{len(lines)} programs are what their sources say")
         return 0

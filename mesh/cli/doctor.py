@@ -76,6 +76,7 @@ def examine() -> Iterator[Check]:
     yield check_python(sys.version_info[:3])
     yield check_machine()
     yield check_sandbox()
+    yield from check_walls()
     try:
         config, home = sources.load()
     except ConfigError as error:
@@ -136,6 +137,35 @@ def check_sandbox() -> Check:
     if found != WASMTIME:
         return Check("sandbox", Verdict.FAIL, f"wasmtime {found}, the meter is {WASMTIME}", fix)
     return Check("sandbox", Verdict.OK, f"wasmtime {found}")
+
+
+_OPEN = {
+    "landlock": ("could read and change your files", "Linux 5.19 or later, landlock in lsm="),
+    "seccomp": ("could open sockets and start programs", "Linux 4.14 or later on x86-64, arm64"),
+}
+"""What code that escapes from wasmtime could do without each wall, and who lends it."""
+
+
+def check_walls() -> Iterator[Check]:
+    """Raised and tried in a child, since there is no way back from behind them."""
+    program = "from mesh.runtime import sandbox; print(*sandbox.tried())"
+    try:
+        child = subprocess.run(  # noqa: S603  (our own interpreter, a constant program)
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=_CHILD_S,
+            check=True,
+        )
+        found = child.stdout.split()
+    except (subprocess.SubprocessError, OSError):
+        found = []
+    for wall, (danger, fix) in _OPEN.items():
+        if wall in found:
+            yield Check(wall, Verdict.OK, "raised and tried")
+        else:
+            fix = f"{fix}; or sell on a machine that holds nothing of yours"
+            yield Check(wall, Verdict.WARN, f"missing: escaped code {danger}", fix)
 
 
 def check_socket(home: Home) -> Check:

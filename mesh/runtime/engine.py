@@ -1,4 +1,4 @@
-"""wasmtime as it meters here: one configuration, compiled modules kept on disk, exact fuel.
+"""wasmtime as it meters here: one configuration, modules compiled or read back, exact fuel.
 
 Only workers load this. A guest runs on a fiber of its own (wasmtime's asynchronous calls) and
 hands back control every SLICE of fuel: at these points its fuel is known exactly, in the middle of
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from wasmtime import _ffi as ffi
 from wasmtime._func import maybe_raise_last_exn
 
 from mesh.errors import Refused
-from mesh.ids import RAW, Cid, cid_codec, cid_of, format_cid
-from mesh.runtime.manifest import WASMTIME, check_module
-from mesh.runtime.module import TABLE_ELEMENTS_MAX, TABLES_MAX
+from mesh.ids import RAW, Cid, cid_codec, cid_of
+from mesh.runtime.manifest import WASMTIME
+from mesh.runtime.module import TABLE_ELEMENTS_MAX, TABLES_MAX, check_module
 from mesh.runtime.preview1 import NAMESPACE, SIGNATURES, Errno
 from mesh.runtime.trees import Denied, HostFailure
 
@@ -30,10 +30,6 @@ SLICE = 20_000_000
 WASM_STACK = 1 << 20
 FIBER_STACK = 8 << 20
 """The guest's stack, and Python's above it during a system call."""
-CONFIGURATION = 1
-"""Counts the changes of `open_engine` and of the rules of modules: it is part of cache keys."""
-CACHE_FILES_MAX = 256
-CACHE_BYTES_MAX = 2 << 30
 _FREE_FUEL = 1 << 40
 """For instantiating, which is not billed: what it burns depends on the platform."""
 
@@ -44,8 +40,12 @@ def check_meter() -> None:
     assert installed == WASMTIME, f"wasmtime {installed} is not the meter {WASMTIME}"
 
 
-def open_engine() -> wasmtime.Engine:
-    """The one configuration. Stack sizes must fit each other, or wasmtime ends the process."""
+def open_engine(*, can_move: bool = False) -> wasmtime.Engine:
+    """The one configuration (see compiled.CONFIGURATION); a guest that *can_move* has a second
+    memory, and no more than that.
+
+    Stack sizes must fit each other, or wasmtime ends the process.
+    """
     config = wasmtime.Config()
     config.consume_fuel = True
     config.memory_init_cow = True
@@ -59,7 +59,7 @@ def open_engine() -> wasmtime.Engine:
     config.shared_memory = False
     config.wasm_relaxed_simd = False
     config.wasm_memory64 = False
-    config.wasm_multi_memory = False
+    config.wasm_multi_memory = can_move
     config.wasm_exceptions = False
     config.wasm_function_references = False
     config.wasm_gc = False
@@ -73,23 +73,19 @@ def open_engine() -> wasmtime.Engine:
     return wasmtime.Engine(config)
 
 
-def load_module(engine: wasmtime.Engine, cid: Cid, path: Path, cache: Path) -> wasmtime.Module:
-    """The module, compiled here: now, or by an earlier worker. Raises Refused, HostFailure.
+def load_module(
+    engine: wasmtime.Engine, cid: Cid, path: Path, kept: Path, fresh: Path
+) -> wasmtime.Module:
+    """The module as an earlier worker compiled it in *kept*; or compiled now, and left in *fresh*.
 
-    What a compiler makes is native code: it is never taken from anybody else.
+    What a compiler makes is native code: it is never taken from anybody else. Raises Refused,
+    HostFailure.
     """
-    name = f"{format_cid(cid)}-{WASMTIME}-{CONFIGURATION}-{platform.machine()}.cwasm"
-    kept = cache / name
     if kept.exists():
-        try:
-            module = wasmtime.Module.deserialize_file(engine, str(kept))
-        except wasmtime.WasmtimeError:
-            kept.unlink(missing_ok=True)  # of a machine with another processor
-        else:
-            os.utime(kept)
-            return module
+        with suppress(wasmtime.WasmtimeError):  # of a machine with another processor, or gone
+            return wasmtime.Module.deserialize_file(engine, str(kept))
     module = _compile(engine, cid, path)
-    _keep(kept, bytes(module.serialize()))
+    _leave(fresh, bytes(module.serialize()))
     return module
 
 
@@ -112,28 +108,14 @@ def _last_line(error: wasmtime.WasmtimeError) -> str:
     return lines[-1][:200] if lines else "it does not compile"
 
 
-def _keep(path: Path, code: bytes) -> None:
-    """Write it whole or not at all; the oldest make room."""
-    partial = path.with_suffix(f".{os.getpid()}")
+def _leave(path: Path, code: bytes) -> None:
     try:
-        with partial.open("wb") as file:
+        with path.open("xb") as file:
             file.write(code)
             file.flush()
             os.fsync(file.fileno())  # native code must never be half of what was compiled
-        partial.rename(path)
-        _make_room(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise HostFailure(f"cannot keep a compiled module: {error.strerror}") from error
-
-
-def _make_room(folder: Path) -> None:
-    found = sorted(((p.stat(), p) for p in folder.glob("*.cwasm")), key=lambda f: -f[0].st_mtime_ns)
-    total = 0
-    for count, (status, path) in enumerate(found, 1):
-        total += status.st_size
-        if count > 1 and (count > CACHE_FILES_MAX or total > CACHE_BYTES_MAX):
-            path.unlink(missing_ok=True)
 
 
 SystemCall = Callable[[str, "GuestMemory", tuple[int, ...]], int]
@@ -165,6 +147,8 @@ class GuestMemory:
 class Guest:
     """One instance of a module, ready to run once."""
 
+    MEMORIES = 1
+
     def __init__(
         self,
         engine: wasmtime.Engine,
@@ -182,7 +166,7 @@ class Guest:
             table_elements=TABLE_ELEMENTS_MAX,
             instances=1,
             tables=TABLES_MAX,
-            memories=1,
+            memories=self.MEMORIES,
         )
         self._store.set_fuel(_FREE_FUEL)
         linker = wasmtime.Linker(engine)
@@ -197,6 +181,7 @@ class Guest:
         self.memory = GuestMemory(self._store, found)
         self.initial_memory = self.memory.size
         self._start = start
+        self._exports = exports
         self._store.set_fuel(fuel)
 
     def _define(self, linker: wasmtime.Linker, call: SystemCall) -> None:

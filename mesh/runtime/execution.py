@@ -18,7 +18,7 @@ from mesh.ids import Cid, PeerId
 from mesh.market.terms import EMPTY_DIR, EMPTY_FILE
 from mesh.messages import Result, Work
 from mesh.runtime import manifest
-from mesh.runtime.manifest import Job, check_module
+from mesh.runtime.manifest import Job, check_task
 from mesh.runtime.supervisor import Outcome, Supervisor
 from mesh.storage import files
 from mesh.storage.blocks import Blocks
@@ -127,7 +127,7 @@ class Workshop:
         (folder / "in").mkdir(parents=True)
         module = folder / "module.wasm"
         files.write_path(self.blocks, job.module, module, bytes_max=MODULE_MAX)
-        check_module(module.read_bytes())
+        check_task(module.read_bytes())
         inputs = {name: folder / "in" / name for name, _ in job.inputs}
         left = job.disk
         for name, root in job.inputs:

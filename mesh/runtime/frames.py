@@ -1,7 +1,7 @@
 """What supervisor and worker say to one another: length-prefixed msgpack arrays. Pure.
 
-    supervisor → worker   ["run", job, module, [[name, path], …], scratch, cache]
-    worker → supervisor   ["ready"]                         confined, waiting for its job
+    supervisor → worker   ["run", job, module, [[name, path], …], scratch, kept]
+    worker → supervisor   ["ready"]                         waiting for its job
                           ["started"]                       compiled; the guest's clock runs
                           ["progress", fuel, rss]           about four times a second
                           ["done", status, exit_code, detail, fuel, stdout, stderr]
@@ -21,6 +21,8 @@ from mesh.errors import PeerError
 from mesh.runtime.manifest import INPUTS_MAX, JOB_BYTES_MAX, STATUSES, STDOUT_MAX
 
 HEADER = 4
+FRESH = "compiled"
+"""The file in `scratch` that a worker leaves before it says that it started."""
 FRAME_MAX = 2 * STDOUT_MAX + JOB_BYTES_MAX + (INPUTS_MAX + 3) * 8192
 DETAIL_MAX = 400
 """Characters of a reason."""
@@ -35,13 +37,13 @@ class RunJob:
     inputs: tuple[tuple[str, str], ...]
     scratch: str
     """A folder that holds the empty folders out and tmp."""
-    cache: str
-    """The folder of compiled modules."""
+    kept: str
+    """Where the compiled module is, if it was kept; to compile anew leaves it in `scratch`."""
 
 
 @frozen
 class Ready:
-    """The worker has given up all it will not need."""
+    """The worker waits for its job; what that leaves it of this machine it learns from it."""
 
 
 @frozen
@@ -81,7 +83,7 @@ Report: TypeAlias = Ready | StartedRunning | Progress | Ended | Failed
 
 def encode_run(run: RunJob) -> bytes:
     """The frame of a RunJob, header included."""
-    return _frame(("run", run.job, run.module, run.inputs, run.scratch, run.cache))
+    return _frame(("run", run.job, run.module, run.inputs, run.scratch, run.kept))
 
 
 def encode_report(report: Report) -> bytes:
@@ -112,8 +114,8 @@ def frame_length(header: bytes) -> int:
 def decode_run(body: bytes) -> RunJob:
     """The job for a worker. Raises PeerError."""
     match _value_of(body):
-        case ("run", bytes(job), str(module), tuple(inputs), str(scratch), str(cache)):
-            return RunJob(job, module, tuple((str(n), str(p)) for n, p in inputs), scratch, cache)
+        case ("run", bytes(job), str(module), tuple(inputs), str(scratch), str(kept)):
+            return RunJob(job, module, tuple((str(n), str(p)) for n, p in inputs), scratch, kept)
         case _:
             raise PeerError("not a run frame")
 

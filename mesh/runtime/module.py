@@ -17,6 +17,14 @@ PAGE = 1 << 16
 """Bytes of a page of linear memory."""
 TABLES_MAX = 4
 TABLE_ELEMENTS_MAX = 100_000
+YIELD = ("mesh", "yield")
+FLAG, STATE, STACK_AT, STACK = "mesh.flag", "mesh.state", "mesh.stack_at", "mesh.stack"
+"""Exports of a module that can be moved: the request to stop, Asyncify's two variables, and the
+memory in which it keeps the stack."""
+GLOBAL_PREFIX = "mesh.g"
+"""Exports mesh.g0, mesh.g1 …: every other global that can change."""
+_MOVING = {FLAG: 3, STATE: 3, STACK_AT: 3, STACK: 2}
+"""Of what kind they are."""
 _ENTRIES_MAX = 1_000_000
 _NAME_MAX = 1_000
 
@@ -26,9 +34,23 @@ _ORDER = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 10, 11)
 _VALUE_TYPES = {0x7F: "i", 0x7E: "I", 0x7D: "f", 0x7C: "F", 0x7B: "v", 0x70: "r", 0x6F: "e"}
 
 
-def check_module(wasm: bytes) -> None:
-    """Whether *wasm* is a WASI preview 1 command we run. Raises Refused with the reason."""
-    _Headers(wasm).check()
+def check_module(wasm: bytes) -> bool:
+    """That *wasm* is a WASI preview 1 command we run; whether it can be moved (rewrite.py).
+
+    Raises Refused with the reason.
+    """
+    headers = _Headers(wasm)
+    headers.check()
+    return headers.can_move
+
+
+def check_task(wasm: bytes) -> None:
+    """That *wasm* may be a task's module. Raises Refused with the reason."""
+    if check_module(wasm):
+        raise Refused(
+            "the module is made to be moved, and workers do not run such modules yet",
+            "submit the module that it was made from",
+        )
 
 
 class _Headers:
@@ -42,6 +64,8 @@ class _Headers:
         self.functions: list[int] = []
         """Type of every function, the imported ones first."""
         self.memories = 0
+        self.can_move = False
+        """Whether it imports mesh.yield."""
         self.exports: dict[str, tuple[int, int]] = {}
 
     def check(self) -> None:
@@ -115,6 +139,9 @@ class _Headers:
             module, name, kind = self._name(), self._name(), self._byte()
             if kind == 2:
                 _refuse(f"it imports its memory ({module}.{name})", "let it define its own")
+            if (module, name, kind) == (*YIELD, 0):
+                self._add_yield()
+                continue
             if kind != 0 or module != NAMESPACE or name not in SIGNATURES:
                 _refuse(
                     f"it imports {module}.{name}",
@@ -124,6 +151,12 @@ class _Headers:
             expected = (SIGNATURES[name], "" if name == "proc_exit" else "i")
             if self.types[self.functions[-1]] != expected:
                 _refuse(f"it imports {name} with a signature that is not that of WASI")
+
+    def _add_yield(self) -> None:
+        self._add_function()
+        self.can_move = True
+        if self.types[self.functions[-1]] != ("", ""):
+            _refuse("it imports mesh.yield with arguments or results")
 
     def _read_functions(self) -> None:
         for _ in range(self._count()):
@@ -149,8 +182,13 @@ class _Headers:
 
     def _read_memories(self) -> None:
         self.memories = self._count(_ENTRIES_MAX)
-        if self.memories != 1:
-            _refuse(f"it has {self.memories} memories and not one")
+        expected = 2 if self.can_move else 1
+        if self.memories != expected:
+            _refuse(f"it has {self.memories} memories and not {'one' if expected == 1 else 'two'}")
+        for _ in range(self.memories):
+            self._read_memory()
+
+    def _read_memory(self) -> None:
         flags = self._byte()
         if flags & 2:
             _refuse("it uses threads (shared memory)", "compile without -pthread")
@@ -179,8 +217,13 @@ class _Headers:
             _refuse("its _start does not exist")
         if self.types[self.functions[index]] != ("", ""):
             _refuse("its _start takes arguments or returns results")
-        if self.memories != 1 or self.exports.get("memory") != (2, 0):
+        if not self.memories or self.exports.get("memory") != (2, 0):
             _refuse("it does not export its memory as memory")
+        for name, kind in _MOVING.items() if self.can_move else ():
+            if self.exports.get(name, (-1, 0))[0] != kind:
+                _refuse(f"it imports mesh.yield and does not export {name}")
+        if self.can_move and self.exports[STACK] != (2, 1):
+            _refuse("its second memory is not mesh.stack")
 
     # --- the cursor ---------------------------------------------------------------------------
 

@@ -18,12 +18,23 @@ import trio
 from attrs import define, frozen
 
 from mesh.errors import PeerError, Unavailable
-from mesh.runtime.frames import Ended, Failed, Progress, Ready, Report, RunJob, StartedRunning
+from mesh.runtime.compiled import place_of, take
+from mesh.runtime.frames import (
+    FRESH,
+    Ended,
+    Failed,
+    Progress,
+    Ready,
+    Report,
+    RunJob,
+    StartedRunning,
+)
 from mesh.runtime.manifest import Job, encode
+from mesh.runtime.sandbox import walls
 from mesh.runtime.stopwatch import Stopwatch
 from mesh.runtime.workers import Template, Worker, WorkerDied, WorkerLost, open_template
 
-__all__ = ["Outcome", "Statistics", "Supervisor", "WorkerLost", "open_supervisor"]
+__all__ = ["Outcome", "Statistics", "Supervisor", "WorkerLost", "open_supervisor", "walls"]
 
 COMPILE_S = 120.0
 """The longest that getting ready and compiling may take; then the module is refused."""
@@ -201,14 +212,15 @@ class Supervisor:
         on_progress: Callable[[int], None],
     ) -> Outcome:
         _make_scratch(run.scratch)
-        order = _order(job, module, inputs, run.scratch, self._folder / "compiled")
+        kept = place_of(self._folder / "compiled", job.module)
+        order = _order(job, module, inputs, run.scratch, kept)
         run.worker = await self._template.fork()
         self._started += 1
         try:
             if run.watch.is_paused:
                 run.pause()
             await run.worker.send(order)
-            ended = await self._follow(run, job, on_progress)
+            ended = await self._follow(run, job, kept, on_progress)
         except WorkerDied:
             how = await run.worker.end()
             if run.has_started or how != "SIGABRT":
@@ -231,7 +243,9 @@ class Supervisor:
             stderr=ended.stderr,
         )
 
-    async def _follow(self, run: _Run, job: Job, on_progress: Callable[[int], None]) -> Ended:
+    async def _follow(
+        self, run: _Run, job: Job, kept: Path, on_progress: Callable[[int], None]
+    ) -> Ended:
         """Listen to the worker until it has ended, or is late."""
         told = -math.inf
         while True:
@@ -244,6 +258,7 @@ class Supervisor:
                 case StartedRunning():
                     run.has_started = True
                     run.watch = Stopwatch(is_paused=run.watch.is_paused)
+                    await _keep_compiled(run.scratch / FRESH, kept)
                 case Progress(fuel=fuel, rss=rss):
                     _check(run.fuel <= fuel <= job.fuel)
                     run.fuel, run.memory = fuel, rss
@@ -287,11 +302,16 @@ async def open_supervisor(folder: Path, *, workers_max: int) -> AsyncIterator[Su
             await _remove(folder / "tasks")
 
 
-def _order(
-    job: Job, module: Path, inputs: Mapping[str, Path], scratch: Path, cache: Path
-) -> RunJob:
+def _order(job: Job, module: Path, inputs: Mapping[str, Path], scratch: Path, kept: Path) -> RunJob:
     named = tuple((name, str(_absolute(path))) for name, path in sorted(inputs.items()))
-    return RunJob(encode(job), str(_absolute(module)), named, str(scratch), str(cache))
+    return RunJob(encode(job), str(_absolute(module)), named, str(scratch), str(kept))
+
+
+async def _keep_compiled(fresh: Path, kept: Path) -> None:
+    try:
+        await trio.to_thread.run_sync(take, fresh, kept)
+    except OSError as error:
+        raise WorkerLost(f"cannot keep a compiled module: {error}") from error
 
 
 def _absolute(path: Path) -> Path:
@@ -310,7 +330,8 @@ def _refused(why: str) -> Ended:
 
 def _how_lost(run: _Run, how: str) -> str:
     when = "while its task ran" if run.has_started else "before its task ran"
-    return f"the worker died {when} ({how})"
+    why = ": a system call that none makes, as code does that escaped" if how == "SIGSYS" else ""
+    return f"the worker died {when} ({how}{why})"
 
 
 def _check(is_sane: bool) -> None:

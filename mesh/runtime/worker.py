@@ -1,7 +1,8 @@
 """A worker: the process in which one stranger's task runs, and which ends with it.
 
-It is forked from the template, gives up what it will not need, takes one job from its socket,
-compiles, runs, reports, ends. It may be stopped, continued or killed at any moment.
+It is forked from the template, takes one job from its socket, gives up what that does not need
+(sandbox.py), compiles, gives up more, runs, reports, ends. It may be stopped, continued or killed
+at any moment.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mesh.errors import Refused
 from mesh.runtime.engine import Guest, GuestMemory, load_module, open_engine
 from mesh.runtime.files import DESCRIPTORS_MAX, Files
 from mesh.runtime.frames import (
+    FRESH,
     HEADER,
     Ended,
     Failed,
@@ -34,8 +36,10 @@ from mesh.runtime.frames import (
     encode_report,
     frame_length,
 )
+from mesh.runtime.landlock import Reach
 from mesh.runtime.manifest import Job, decode
 from mesh.runtime.module import PAGE
+from mesh.runtime.sandbox import confine, narrow, renounce
 from mesh.runtime.trees import HostFailure, Tree
 from mesh.runtime.wasi import Exit, Wasi
 
@@ -44,7 +48,7 @@ REPORT_S = 0.25
 NICE = 19
 HOST_ROOM = 1 << 30
 """Bytes of private memory beyond the guest's: Python, wasmtime, the compiler."""
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG = 1
 
 _RULES = {
     TrapCode.STACK_OVERFLOW: "stack overflow",
@@ -83,23 +87,40 @@ def serve(connection: socket.socket, parent: int) -> NoReturn:
 
 def _leave(parent: int) -> None:
     """A session of its own, the lowest priority, nothing to gain by exec, death with its parent."""
+    renounce()
     os.setsid()
     os.nice(NICE)
     if sys.platform == "linux":
-        prctl = ctypes.CDLL(None).prctl
-        prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
     _limit(resource.RLIMIT_CORE, 0)
 
 
-def _confine(job: Job, scratch: Path) -> None:
+def _wall_in(run: RunJob) -> None:
+    """Before any byte of a stranger's is looked at. Raises HostFailure."""
+    inputs = [path for _, path in run.inputs]
+    try:
+        os.chdir(run.scratch)
+        confine(Reach((run.module, run.kept, *inputs), (run.scratch,)))
+    except OSError as error:
+        raise HostFailure(f"the sandbox does not stand: {error.strerror}") from error
+
+
+def _wall_in_closer(run: RunJob) -> None:
+    """Before the guest runs: what was compiled is out of its reach from now on."""
+    inputs = tuple(path for _, path in run.inputs)
+    try:
+        narrow(Reach(inputs, (f"{run.scratch}/out", f"{run.scratch}/tmp")))  # noqa: S108 - the guest's, not this machine's
+    except OSError as error:
+        raise HostFailure(f"the sandbox does not stand: {error.strerror}") from error
+
+
+def _limit_all(job: Job) -> None:
     """The limits that stand behind our own, should those be got round.
 
     Not before instantiating: wasmtime keeps the module's data in a memory file of any size.
     """
-    os.chdir(scratch)
     seconds = job.wall_ms // 1000 + int(time.process_time())
     _limit(resource.RLIMIT_CPU, seconds + 60)
     _limit(resource.RLIMIT_FSIZE, job.disk)
@@ -123,13 +144,16 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
     if sys.platform == "linux":
         _limit(resource.RLIMIT_DATA, job.memory + HOST_ROOM)
     engine = open_engine()
+    statm = _open_statm()
+    _wall_in(run)
     try:
-        module = load_module(engine, job.module, Path(run.module), Path(run.cache))
+        module = load_module(engine, job.module, Path(run.module), Path(run.kept), scratch / FRESH)
     except Refused as refusal:
         return _refused("refused", refusal.reason)
     least = _initial_memory(module)
     if least > job.memory:
         return _refused("out-of-memory", f"it starts with {least} bytes of {job.memory}")
+    _wall_in_closer(run)
     inputs = {name: Path(path) for name, path in run.inputs}
     trees = (
         Tree("/in", None, inputs),
@@ -154,9 +178,9 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
         guest = Guest(engine, module, fuel=job.fuel, memory=job.memory, call=call)
     except Refused as refusal:
         return _refused("refused", refusal.reason)
-    _confine(job, scratch)
+    _limit_all(job)
     _send(connection, StartedRunning())
-    return _run(connection, job, guest, wasi)
+    return _run(connection, job, guest, wasi, statm)
 
 
 def _initial_memory(module: Module) -> int:
@@ -166,7 +190,9 @@ def _initial_memory(module: Module) -> int:
     return kind.limits.min * PAGE
 
 
-def _run(connection: socket.socket, job: Job, guest: Guest, wasi: Wasi) -> Report:
+def _run(
+    connection: socket.socket, job: Job, guest: Guest, wasi: Wasi, statm: int | None
+) -> Report:
     last = -REPORT_S
 
     def report_progress() -> None:
@@ -174,7 +200,7 @@ def _run(connection: socket.socket, job: Job, guest: Guest, wasi: Wasi) -> Repor
         now = time.monotonic()
         if now - last >= REPORT_S:
             last = now
-            _send(connection, Progress(guest.fuel_used, _resident()))
+            _send(connection, Progress(guest.fuel_used, _resident(statm)))
 
     code, trap = 0, None
     try:
@@ -246,10 +272,15 @@ def _read(connection: socket.socket, length: int) -> bytes:
     return bytes(data)
 
 
-def _resident() -> int:
-    """Bytes of this process in RAM."""
+def _open_statm() -> int | None:
+    """Where the kernel says how large this process is: opened while it may still open that."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return 0
+        return None
+
+
+def _resident(statm: int | None) -> int:
+    """Bytes of this process in RAM."""
+    pages = 0 if statm is None else int(os.pread(statm, 256, 0).split()[1])
     return pages * resource.getpagesize()

@@ -28,7 +28,7 @@ from mesh.v1 import ledger_pb2, order_pb2
 
 T = TypeVar("T")
 
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 """Far more than anything here takes; tests wait for events, not for time."""
 GUESTS = Path(__file__).parents[1] / "guests"
 HOSTILE, WITNESS = GUESTS / "hostile.wasm", GUESTS / "witness.wasm"

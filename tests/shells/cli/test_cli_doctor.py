@@ -14,6 +14,7 @@ from mesh.cli.doctor import Verdict
 from mesh.cli.main import cli
 from mesh.config import Config, Network
 from mesh.paths import find_home
+from mesh.runtime.sandbox import walls
 
 
 def test_pythons_within_the_range_are_fit() -> None:
@@ -89,6 +90,20 @@ def test_a_socket_path_that_is_too_long_fails() -> None:
 
 def test_the_sandbox_is_started_in_a_child_at_the_pinned_version() -> None:
     assert doctor.check_sandbox().verdict == Verdict.OK
+
+
+def test_each_wall_is_tried_and_a_missing_one_is_a_warning_with_what_it_means(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    standing = {check.name for check in doctor.check_walls() if check.verdict == Verdict.OK}
+    assert standing == set(walls())
+    monkeypatch.setattr(doctor.sys, "executable", "/nowhere/python")
+    checks = list(doctor.check_walls())
+    assert [(check.name, check.verdict) for check in checks] == [
+        ("landlock", Verdict.WARN),
+        ("seccomp", Verdict.WARN),
+    ]
+    assert all("escaped code could" in check.detail and check.fix for check in checks)
 
 
 def test_a_configuration_that_does_not_load_fails_and_the_rest_is_left_out(

@@ -19,6 +19,7 @@ from ledger.quorum import Quorum
 from ledger.state import Account, Accounts
 from ledger.store import Store
 from ledger.validity import prove_fork
+from ledger.votes import VoteBook
 from ledger.witness import RUN_MAX, Witness
 from mesh.certifying import Certifying, Witnessing, quorum_of
 from mesh.config import Ledger
@@ -26,6 +27,7 @@ from mesh.errors import ConfigError
 from mesh.ids import PeerId, format_peer
 from mesh.network.network import WITNESS
 from mesh.pruning import Pruning, PruningConfig
+from mesh.rations import RationedBook
 
 COUNCIL = range(10, 14)
 """The nodes that are witnesses: one of them may be silent."""
@@ -67,6 +69,14 @@ class Pruner:
         return dict(accounts.all())
 
 
+def room() -> int:
+    return 1 << 40
+
+
+async def kept_to_itself(_: Sequence[bytes]) -> None:
+    """Evidence of a fork: these witnesses replicate nothing."""
+
+
 @asynccontextmanager
 async def open_pruner(
     folder: Path,
@@ -87,7 +97,9 @@ async def open_pruner(
             for entry in entries if shown else ():
                 ask(witness, entry)
             witnesses.append(witness)
-            serve = {WITNESS: Witnessing(witness, never).answer}
+            votes = VoteBook.open(folder / f"votes-{index}.sqlite", party(index).key)
+            book = RationedBook(stack.enter_context(votes), party(index).key, lambda: 0.0, room)
+            serve = {WITNESS: Witnessing(witness, book, never, kept_to_itself).answer}
             if index - COUNCIL.start < answering:
                 opened = open_node(folder, index, config=NEVER, serve=serve)
                 nodes.append(await stack.enter_async_context(opened))

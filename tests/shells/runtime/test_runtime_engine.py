@@ -10,7 +10,9 @@ from runtime_jobs import HOSTILE, WORDCOUNT
 
 from mesh.errors import Refused
 from mesh.ids import RAW, Cid, cid_of
+from mesh.runtime import compiled
 from mesh.runtime import engine as engine_module
+from mesh.runtime.compiled import place_of, take
 from mesh.runtime.engine import Guest, GuestMemory, check_meter, load_module, open_engine
 from mesh.runtime.files import Files
 from mesh.runtime.preview1 import Errno
@@ -39,7 +41,12 @@ def engine() -> wasmtime.Engine:
 
 
 def load(engine: wasmtime.Engine, path: Path, cache: Path) -> wasmtime.Module:
-    return load_module(engine, cid_of(RAW, path.read_bytes()), path, cache)
+    """As worker and supervisor do it between them."""
+    cid = cid_of(RAW, path.read_bytes())
+    kept, fresh = place_of(cache, cid), cache / "fresh"
+    module = load_module(engine, cid, path, kept, fresh)
+    take(fresh, kept)
+    return module
 
 
 def spin(engine: wasmtime.Engine, module: wasmtime.Module, fuel: int) -> tuple[str, int, list[int]]:
@@ -115,7 +122,7 @@ def test_what_was_kept_for_another_machine_is_compiled_anew(
 def test_the_oldest_make_room(
     engine: wasmtime.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "CACHE_FILES_MAX", 2)
+    monkeypatch.setattr(compiled, "FILES_MAX", 2)
     for value in range(4):
         path = tmp_path / "module.wasm"
         path.write_bytes(command(bytes((0x41, value, 0x1A))))
@@ -123,11 +130,26 @@ def test_the_oldest_make_room(
     assert len(list(tmp_path.glob("*.cwasm"))) == 2
 
 
+def test_only_a_file_is_taken_for_a_compiled_module(tmp_path: Path) -> None:
+    fresh, kept = tmp_path / "fresh", tmp_path / "kept"
+    take(fresh, kept)  # nothing was compiled
+    fresh.symlink_to("/etc/passwd")
+    with pytest.raises(OSError, match="no file"):
+        take(fresh, kept)
+    assert not kept.exists()
+
+
 def test_bytes_of_another_cid_are_not_compiled(engine: wasmtime.Engine, tmp_path: Path) -> None:
     with pytest.raises(HostFailure, match="CID"):
-        load_module(engine, cid_of(RAW, b"other"), WORDCOUNT, tmp_path)
+        load_module(engine, cid_of(RAW, b"other"), WORDCOUNT, tmp_path / "kept", tmp_path / "fresh")
     with pytest.raises(HostFailure, match="cannot read"):
-        load_module(engine, Cid(cid_of(RAW, b"other")), tmp_path / "none", tmp_path)
+        load_module(
+            engine,
+            Cid(cid_of(RAW, b"other")),
+            tmp_path / "none",
+            tmp_path / "kept",
+            tmp_path / "fresh",
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,201 @@
+"""The instructions of a function, as far as moving it needs: loops, calls, what forbids it. Pure.
+
+Most instructions matter to nobody here and are passed over by one pattern, at the speed of `re`.
+What is not understood is refused. Whether the rest is valid the compiler says later.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NoReturn
+
+from attrs import define, field
+
+from mesh.runtime.binary import Cursor, refuse
+
+NESTING_MAX = 10_000
+"""Blocks within blocks."""
+
+
+_LEB = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
+_ACCESS = rb"[\x00-\x3f]" + _LEB
+"""Alignment and offset in the one memory: a second one would set a bit of the alignment."""
+_PLAIN = re.compile(
+    b"(?:"
+    + b"|".join(
+        (
+            rb"[\x00\x01\x0f\x1a\x1b\x45-\xc4\xd1]",  # numbers, drop, select, return, unreachable
+            rb"[\x0c\x0d\x20-\x25\x41\x42]" + _LEB,  # branches, locals, globals, table.get
+            rb"[\x28-\x3e]" + _ACCESS,
+            rb"[\x3f\x40]\x00",
+            rb"\x43.{4}",
+            rb"\x44.{8}",
+            rb"\xd0[\x6f\x70]",
+            rb"\xfc[\x00-\x07]",  # conversions that saturate
+            rb"\xfc\x0a\x00\x00",  # memory.copy
+            rb"\xfc\x0b\x00",  # memory.fill
+            rb"\xfc\x10" + _LEB,  # table.size
+            rb"\xfd(?:[\x00-\x0b]|[\x5c\x5d])" + _ACCESS,
+            rb"\xfd[\x54-\x5b]" + _ACCESS + b".",
+            rb"\xfd[\x0c\x0d].{16}",
+            rb"\xfd[\x15-\x22].",
+            rb"\xfd(?:[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]\x01)",
+        )
+    )
+    + b")*+",
+    re.DOTALL,
+)
+_FORBIDDEN = {
+    0x06: "exceptions",
+    0x07: "exceptions",
+    0x08: "exceptions",
+    0x09: "exceptions",
+    0x0A: "exceptions",
+    0x18: "exceptions",
+    0x19: "exceptions",
+    0x1F: "exceptions",
+    0x12: "tail calls",
+    0x13: "tail calls",
+    0x14: "typed function references",
+    0x15: "tail calls",
+    0x26: "table.set: tables do not move",
+    0xD3: "garbage collection",
+    0xD4: "typed function references",
+    0xD5: "typed function references",
+    0xD6: "typed function references",
+    0xFB: "garbage collection",
+    0xFE: "threads",
+}
+_FORBIDDEN_BULK = {
+    8: "memory.init: what was dropped does not move",
+    9: "data.drop: what was dropped does not move",
+    12: "table.init: tables do not move",
+    13: "elem.drop: what was dropped does not move",
+    14: "table.copy: tables do not move",
+    15: "table.grow: tables do not move",
+    17: "table.fill: tables do not move",
+}
+
+
+@define(eq=False)
+class Loop:
+    """One loop of a function."""
+
+    at: int
+    """Where its first instruction stands."""
+    is_nested: bool
+    has_loop: bool = False
+    has_call: bool = False
+
+
+@define(eq=False)
+class Body:
+    """What was found in one function."""
+
+    at: int
+    """Where its first instruction stands, behind the locals."""
+    loops: list[Loop] = field(factory=list)
+    calls: set[int] = field(factory=set)
+    calls_indirectly: bool = False
+    references: list[tuple[int, int, int]] = field(factory=list)
+    """(start, end, function): where a number in the code names a function."""
+
+
+def read_body(code: bytes) -> Body:
+    """Read one function (locals and instructions). Raises Refused for what cannot be moved."""
+    cursor = Cursor(code)
+    for _ in range(cursor.count()):
+        cursor.u32()
+        cursor.byte()
+    body = Body(cursor.at)
+    _read_blocks(cursor, body)
+    if cursor.at != cursor.end:
+        refuse("it has a function that is longer than its instructions")
+    return body
+
+
+def _read_blocks(cursor: Cursor, body: Body) -> None:
+    """Until the `end` of the function itself. *open_blocks* has a None for what is no loop."""
+    open_blocks: list[Loop | None] = []
+    loops: list[Loop] = []
+    while True:
+        found = _PLAIN.match(cursor.data, cursor.at, cursor.end)
+        assert found is not None
+        cursor.at = found.end()
+        match cursor.byte():
+            case 0x0B:
+                if not open_blocks:
+                    return
+                if open_blocks.pop() is not None:
+                    loops.pop()
+            case 0x05:
+                pass
+            case 0x03:
+                open_blocks.append(_open_loop(cursor, body, loops))
+            case 0x02 | 0x04:
+                _skip_block_type(cursor)
+                open_blocks.append(None)
+            case other:
+                _read_other(other, cursor, body, loops)
+        if len(open_blocks) > NESTING_MAX:
+            refuse(f"it has more than {NESTING_MAX} blocks within blocks")
+
+
+def _open_loop(cursor: Cursor, body: Body, loops: list[Loop]) -> Loop:
+    _skip_block_type(cursor)
+    if loops:
+        loops[-1].has_loop = True
+    loop = Loop(cursor.at, is_nested=bool(loops))
+    loops.append(loop)
+    body.loops.append(loop)
+    return loop
+
+
+def _read_other(opcode: int, cursor: Cursor, body: Body, loops: list[Loop]) -> None:
+    match opcode:
+        case 0x10:
+            body.calls.add(_read_reference(cursor, body))
+            _mark_calls(loops)
+        case 0x11:
+            cursor.u32()
+            cursor.u32()
+            body.calls_indirectly = True
+            _mark_calls(loops)
+        case 0xD2:
+            _read_reference(cursor, body)
+        case 0x0E:
+            for _ in range(cursor.count() + 1):
+                cursor.u32()
+        case 0x1C:
+            cursor.take(cursor.count())
+        case 0xFC:
+            _refuse_bulk(cursor)
+        case _:
+            refuse(f"it uses {_FORBIDDEN.get(opcode, f'the unknown instruction {opcode:#04x}')}")
+
+
+def _read_reference(cursor: Cursor, body: Body) -> int:
+    start = cursor.at
+    function = cursor.u32()
+    body.references.append((start, cursor.at, function))
+    return function
+
+
+def _mark_calls(loops: list[Loop]) -> None:
+    """All of the loops around a call have one; outer ones were marked with the inner."""
+    for loop in reversed(loops):
+        if loop.has_call:
+            break
+        loop.has_call = True
+
+
+def _refuse_bulk(cursor: Cursor) -> NoReturn:
+    code = cursor.u32()
+    refuse(f"it uses {_FORBIDDEN_BULK.get(code, f'the unknown instruction 0xfc {code}')}")
+
+
+def _skip_block_type(cursor: Cursor) -> None:
+    for _ in range(5):
+        if cursor.byte() < 0x80:
+            return
+    refuse("it has a number that is too long")

@@ -1,0 +1,373 @@
+"""Suspension: a guest that was moved hundreds of times says and costs what an unmoved one does."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import wasmtime
+from runtime_jobs import HOSTILE, ROOT
+
+from mesh.errors import Refused
+from mesh.ids import DAG_PB, RAW, cid_of
+from mesh.migration.snapshot import TREES, Snapshot, decode, encode
+from mesh.runtime import engine as engine_module
+from mesh.runtime.capture import capture, restore
+from mesh.runtime.engine import Guest, GuestMemory, open_engine
+from mesh.runtime.files import Files
+from mesh.runtime.instrument import Binaryen, find_binaryen, instrument
+from mesh.runtime.manifest import METER
+from mesh.runtime.module import check_module
+from mesh.runtime.rewrite import Policy
+from mesh.runtime.suspension import PIECE, Image, MovableGuest
+from mesh.runtime.trees import Tree
+from mesh.runtime.wasi import Exit, Wasi
+
+MOVABLE = ROOT / "tests/guests/hostile.movable.wasm"
+PLENTY = 10**9
+
+
+class Run:
+    """One task, in as many guests as it takes."""
+
+    def __init__(
+        self,
+        engine: wasmtime.Engine,
+        module: wasmtime.Module,
+        *args: str,
+        trees: tuple[Tree, ...] = (),
+    ) -> None:
+        self.engine, self.module = engine, module
+        self.fuel = PLENTY
+        self.moves = 0
+        self.guest: MovableGuest | None = None
+        self.wasi = Wasi(
+            ("task", *args),
+            (),
+            Files(trees, 1 << 20),
+            seed=bytes(16),
+            t0_ns=0,
+            stdout_max=1000,
+            fuel_used=lambda: self.open().fuel_used,
+        )
+
+    def open(self) -> MovableGuest:
+        assert self.guest is not None
+        return self.guest
+
+    def enter(self, image: Image | None = None) -> MovableGuest:
+        def call(name: str, memory: GuestMemory, args: tuple[int, ...]) -> int:
+            return self.wasi.call(name, memory, args)
+
+        self.guest = MovableGuest(
+            self.engine, self.module, fuel=self.fuel, memory=8 << 20, call=call, image=image
+        )
+        return self.guest
+
+    def finish(
+        self, on_slice: Callable[[], None], image: Image | None = None
+    ) -> tuple[str, bytes, int]:
+        """How it ends, what it said, and what that cost."""
+        end = "returned"
+        self.enter(image)
+        try:
+            while self.open().advance(on_slice):
+                self.moves += 1
+                self.enter(self.open().image())
+        except Exit as exited:
+            end = f"exit {exited.code}"
+        except wasmtime.Trap as trap:
+            end = str(trap.trap_code)
+        return end, bytes(self.wasi.stdout.data), self.open().fuel_used
+
+    def suspend(self) -> Image:
+        guest = self.enter()
+        assert guest.advance(guest.request)
+        return guest.image()
+
+
+@pytest.fixture(scope="module")
+def engine() -> wasmtime.Engine:
+    return open_engine(can_move=True)
+
+
+@pytest.fixture(scope="module")
+def module(engine: wasmtime.Engine) -> wasmtime.Module:
+    return wasmtime.Module(engine, MOVABLE.read_bytes())
+
+
+def test_the_committed_guest_can_be_moved_and_the_others_cannot() -> None:
+    assert check_module(MOVABLE.read_bytes())
+    assert not check_module(HOSTILE.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("args", "end"),
+    [
+        (("spin", "3"), "returned"),
+        (("exit", "7"), "exit 7"),
+        (("sleep",), None),
+        (("recurse",), None),
+        (("memory",), None),
+    ],
+)
+@pytest.mark.parametrize("size", [1_000_000, 10_007])
+def test_output_end_and_fuel_are_those_of_an_unmoved_run(
+    engine: wasmtime.Engine,
+    module: wasmtime.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    end: str | None,
+    size: int,
+) -> None:
+    monkeypatch.setattr(engine_module, "SLICE", size)
+    unmoved = Run(engine, module, *args)
+    unmoved.fuel = 8_000_000
+    expected = unmoved.finish(lambda: None)
+    moved = Run(engine, module, *args)
+    moved.fuel = 8_000_000
+    slices = 0
+
+    def suspend_often() -> None:
+        nonlocal slices
+        slices += 1
+        if moved.moves < 150:
+            moved.open().request()
+
+    assert moved.finish(suspend_often) == expected
+    assert end in (None, expected[0])
+    assert moved.moves >= min(slices // 2, 150)
+    assert moved.moves or args[0] != "spin"
+
+
+def test_it_stops_within_its_fuel_when_that_runs_out_after_a_move(
+    engine: wasmtime.Engine, module: wasmtime.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "SLICE", 100_000)
+    run = Run(engine, module, "spin", "3")
+    run.fuel = 2_000_000
+    end, _, fuel = run.finish(lambda: run.open().request())
+    assert (end, fuel) == ("TrapCode.OUT_OF_FUEL", 2_000_000)
+    assert run.moves > 10
+
+
+def test_a_request_that_is_withdrawn_stops_nothing(
+    engine: wasmtime.Engine, module: wasmtime.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Run(engine, module, "spin", "3").finish(lambda: None)
+    monkeypatch.setattr(engine_module, "SLICE", 100_000)
+    run = Run(engine, module, "spin", "3")
+
+    def change_its_mind() -> None:
+        run.open().request()
+        run.open().withdraw()
+
+    assert run.finish(change_its_mind) == expected
+    assert run.moves == 0
+
+
+def test_only_pages_that_changed_are_taken_along(
+    engine: wasmtime.Engine, module: wasmtime.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "SLICE", 100_000)
+    image = Run(engine, module, "spin", "3").suspend()
+    assert 0 < len(image.pieces) * PIECE < image.size / 2
+    assert image.fuel > 100_000
+
+
+WAKE = """
+import pickle, sys
+from pathlib import Path
+from typing import Any
+from test_runtime_suspension import MOVABLE, Run
+from mesh.runtime.engine import open_engine
+import wasmtime
+engine = open_engine(can_move=True)
+run = Run(engine, wasmtime.Module(engine, MOVABLE.read_bytes()), "spin", "3")
+image = pickle.loads(sys.stdin.buffer.read())
+sys.stdout.buffer.write(pickle.dumps(run.finish(lambda: None, image)))
+"""
+
+
+def test_it_wakes_in_another_process(
+    engine: wasmtime.Engine, module: wasmtime.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Run(engine, module, "spin", "3").finish(lambda: None)
+    monkeypatch.setattr(engine_module, "SLICE", 1_000_000)
+    image = Run(engine, module, "spin", "3").suspend()
+    path = [str(Path(__file__).parent), str(ROOT)]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}\n{WAKE}"],
+        input=pickle.dumps(image),
+        capture_output=True,
+        check=True,
+    )
+    assert pickle.loads(done.stdout) == expected
+
+
+def test_a_snapshot_wakes_somewhere_else(
+    engine: wasmtime.Engine,
+    module: wasmtime.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Through the bytes that travel, its system calls included, ten times."""
+    monkeypatch.setattr(engine_module, "SLICE", 500_000)
+    here = tuple(Tree(name, tmp_path) for name in TREES[1:])
+    trees = (Tree(TREES[0], None), *here)
+    expected = Run(engine, module, "spin", "3", trees=trees).finish(lambda: None)
+    run = Run(engine, module, "spin", "3", trees=trees)
+    image = run.suspend()
+    for _ in range(10):
+        data = b"".join(encode(snapshot_of(image, run)))
+        run.wasi.files.close_all()
+        woken = decode(data)
+        run = Run(engine, module, "spin", "3", trees=trees)
+        restore(run.wasi, trees, woken.calls, woken.stdout, woken.stderr)
+        guest = run.enter(image_of(woken))
+        assert guest.advance(guest.request)
+        assert guest.fuel_used > image.fuel
+        image = guest.image()
+    assert run.finish(lambda: None, image) == expected
+
+
+def snapshot_of(image: Image, run: Run) -> Snapshot:
+    return Snapshot(
+        module=cid_of(RAW, MOVABLE.read_bytes()),
+        job=cid_of(RAW, b"job"),
+        meter=METER,
+        out=cid_of(DAG_PB, b""),
+        tmp=cid_of(DAG_PB, b""),
+        fuel=image.fuel,
+        moves=1,
+        size=image.size,
+        variables=image.variables,
+        calls=capture(run.wasi),
+        stack=image.stack,
+        stdout=bytes(run.wasi.stdout.data),
+        stderr=bytes(run.wasi.stderr.data),
+        pieces=image.pieces,
+    )
+
+
+def image_of(woken: Snapshot) -> Image:
+    return Image(woken.size, woken.pieces, woken.variables, woken.stack, woken.fuel)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 1 << 16},
+        {"size": (1 << 20) + 1},
+        {"size": 1 << 31},
+        {"pieces": {-1: bytes(PIECE)}},
+        {"pieces": {1 << 20: bytes(PIECE)}},
+        {"pieces": {0: bytes(PIECE - 1)}},
+        {"variables": ()},
+        {"variables": ((1, 0),)},
+        {"stack": bytes(1 << 23)},
+        {"fuel": PLENTY + 1},
+    ],
+    ids=str,
+)
+def test_an_image_that_is_none_of_the_module_is_refused(
+    engine: wasmtime.Engine,
+    module: wasmtime.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(engine_module, "SLICE", 100_000)
+    run = Run(engine, module, "spin", "3")
+    image = run.suspend()
+    with pytest.raises(Refused):
+        run.enter(attrs.evolve(image, **change))
+
+
+@pytest.mark.parametrize("stack", [b"", bytes(64), b"\xff" * 64])
+def test_a_stack_that_lies_ends_the_guest_and_nothing_else(
+    engine: wasmtime.Engine, module: wasmtime.Module, stack: bytes
+) -> None:
+    engine_slice = engine_module.SLICE
+    assert engine_slice > 1_000_000
+    run = Run(engine, module, "spin", "3")
+    run.fuel = 3_000_000
+    image = Image(
+        size=run.enter().memory.size, pieces={}, variables=((0, 65536),), stack=stack, fuel=0
+    )
+    guest = run.enter(image)
+    with suppress(Refused, wasmtime.Trap, Exit):
+        assert not guest.advance(lambda: None)
+    assert guest.fuel_used <= run.fuel
+
+
+def count(engine: wasmtime.Engine) -> tuple[int, bytes]:
+    """Fuel and output of an ordinary guest."""
+
+    def call(name: str, memory: GuestMemory, args: tuple[int, ...]) -> int:
+        return wasi.call(name, memory, args)
+
+    module = wasmtime.Module(engine, HOSTILE.read_bytes())
+    guest = Guest(engine, module, fuel=PLENTY, memory=8 << 20, call=call)
+    wasi = Wasi(
+        ("task", "spin", "3"),
+        (),
+        Files((), 0),
+        seed=bytes(16),
+        t0_ns=0,
+        stdout_max=100,
+        fuel_used=lambda: guest.fuel_used,
+    )
+    guest.run(lambda: None)
+    return guest.fuel_used, bytes(wasi.stdout.data)
+
+
+def test_a_second_memory_changes_no_count_of_ordinary_modules(engine: wasmtime.Engine) -> None:
+    assert count(engine) == count(open_engine())
+
+
+@pytest.fixture(scope="module")
+def binaryen(tmp_path_factory: pytest.TempPathFactory) -> Binaryen:
+    try:
+        return find_binaryen(tmp_path_factory.mktemp("kept"))
+    except Refused as refusal:
+        pytest.skip(refusal.reason)
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_what_is_instrumented_here_moves_as_well(
+    engine: wasmtime.Engine, binaryen: Binaryen, monkeypatch: pytest.MonkeyPatch, policy: Policy
+) -> None:
+    made = wasmtime.Module(engine, instrument(binaryen, HOSTILE.read_bytes(), policy))
+    expected = Run(engine, made, "spin", "3").finish(lambda: None)
+    monkeypatch.setattr(engine_module, "SLICE", 300_000)
+    run = Run(engine, made, "spin", "3")
+    assert run.finish(lambda: run.open().request()) == expected
+    assert run.moves > 5
+
+
+def test_a_binaryen_that_fails_is_told_of(tmp_path: Path) -> None:
+    for path in ("false", str(tmp_path / "none")):
+        with pytest.raises(Refused, match="Binaryen"):
+            instrument(Binaryen(False, path), HOSTILE.read_bytes())
+    with pytest.raises(Refused, match="nothing of the module"):
+        instrument(Binaryen(False, "true"), HOSTILE.read_bytes())
+
+
+def test_a_machine_without_binaryen_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MESH_BINARYEN", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Refused, match="no Binaryen") as refused:
+        find_binaryen(tmp_path)
+    assert "MESH_BINARYEN" in refused.value.hint
+    monkeypatch.setenv("MESH_BINARYEN", str(tmp_path / "none"))
+    with pytest.raises(Refused, match="no file"):
+        find_binaryen(tmp_path)

@@ -1,0 +1,289 @@
+"""Snapshots: what was suspended comes back whole, and nothing else ever comes out of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any
+
+import attrs
+import msgpack
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.errors import PeerError
+from mesh.ids import DAG_PB, RAW, cid_of
+from mesh.migration import snapshot
+from mesh.migration.snapshot import (
+    MEBIBYTE,
+    PIECE,
+    Calls,
+    Listed,
+    OpenFile,
+    OpenFolder,
+    OpenStream,
+    Snapshot,
+    decode,
+    encode,
+)
+from mesh.runtime import files, trees, wasi
+from mesh.runtime.manifest import METER
+from mesh.runtime.preview1 import APPEND, Rights
+
+OPENED = (
+    OpenStream(0, 0),
+    OpenStream(1, 1),
+    OpenFolder(3, 0, (), True),
+    OpenFolder(4, 1, (), True),
+    OpenFolder(5, 1, ("a", "ü"), False),
+    OpenFile(6, 0, ("data",), Rights.READ, 0, 1 << 40),
+    OpenFile(9, 1, ("a", "ü", "out"), Rights.FILE, APPEND, 17),
+)
+CALLS = Calls(
+    opened=OPENED,
+    listed=Listed(5, "/out/a/ü", ((b".", 3), (b"..", 3), (b"\xff", 4))),
+    slept_ns=5,
+    last_ns=7,
+    drawn=3,
+    stdout_was_cut=False,
+    stderr_was_cut=True,
+    was_refused_space=False,
+)
+WHOLE = Snapshot(
+    module=cid_of(RAW, b"module"),
+    job=cid_of(RAW, b"job"),
+    meter=METER,
+    out=cid_of(DAG_PB, b"out"),
+    tmp=cid_of(DAG_PB, b"tmp"),
+    fuel=123_456,
+    moves=2,
+    size=6 << 20,
+    variables=((0, 65536), (1, (1 << 64) - 1), (2, 0x7FA00001), (3, 1 << 63)),
+    calls=CALLS,
+    stack=b"stack" * 9,
+    stdout=b"said",
+    stderr=b"",
+    pieces={n: bytes((n % 251, n // 251)) * (PIECE // 2) for n in range(0, 1536, 3)},
+)
+SMALL = attrs.evolve(WHOLE, size=1 << 16, pieces={3: bytes(PIECE)}, stack=b"")
+
+
+def bytes_of(whole: Snapshot) -> bytes:
+    return b"".join(encode(whole))
+
+
+def sealed(data: bytes) -> bytes:
+    """With the hash that belongs to it."""
+    return data + sha256(data).digest()
+
+
+def forged(change: Callable[[list[Any]], None], whole: Snapshot = SMALL) -> bytes:
+    """A snapshot whose header says something else, with a hash that agrees."""
+    data = bytes_of(whole)
+    length = int.from_bytes(data[:4], "big")
+    fields = list(msgpack.unpackb(data[4 : 4 + length], use_list=False))
+    change(fields)
+    header = msgpack.packb(fields)
+    return sealed(len(header).to_bytes(4, "big") + header + data[4 + length : -32])
+
+
+def with_calls(**changes: object) -> bytes:
+    return bytes_of(attrs.evolve(SMALL, calls=attrs.evolve(CALLS, **changes)))
+
+
+def with_opened(*opened: object) -> bytes:
+    return with_calls(opened=opened, listed=None)
+
+
+def test_what_was_suspended_comes_back_whole() -> None:
+    assert len(WHOLE.pieces) * PIECE >= 2 * MEBIBYTE
+    assert decode(bytes_of(WHOLE)) == WHOLE
+    assert decode(bytes_of(SMALL)) == SMALL
+    assert decode(forged(lambda fields: None)) == SMALL
+
+
+@given(
+    stack=st.binary(max_size=100),
+    stdout=st.binary(max_size=100),
+    variables=st.lists(st.tuples(st.sampled_from((0, 2)), st.integers(0, 2**32 - 1)), max_size=5),
+    numbers=st.sets(st.integers(0, 31)),
+    fuel=st.integers(0, 1 << 62),
+    drawn=st.integers(0, 1 << 62),
+)
+def test_any_suspended_task_comes_back(
+    stack: bytes,
+    stdout: bytes,
+    variables: list[tuple[int, int]],
+    numbers: set[int],
+    fuel: int,
+    drawn: int,
+) -> None:
+    whole = attrs.evolve(
+        SMALL,
+        size=2 << 16,
+        stack=stack,
+        stdout=stdout,
+        variables=tuple(variables),
+        pieces={n: bytes((n,)) * PIECE for n in numbers},
+        fuel=fuel,
+        calls=attrs.evolve(CALLS, drawn=drawn),
+    )
+    assert decode(bytes_of(whole)) == whole
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_snapshot_or_a_peers_error(data: bytes) -> None:
+    for tried in (data, sealed(data)):
+        with pytest.raises(PeerError):
+            decode(tried)
+
+
+@given(st.data())
+def test_a_flipped_bit_is_found_by_the_hash(data: st.DataObject) -> None:
+    whole = bytearray(bytes_of(SMALL))
+    bit = data.draw(st.integers(0, 8 * len(whole) - 1))
+    whole[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(PeerError, match="hash"):
+        decode(bytes(whole))
+
+
+@given(st.data())
+def test_a_flipped_bit_with_a_fitting_hash_yields_a_snapshot_or_a_peers_error(
+    data: st.DataObject,
+) -> None:
+    whole = bytearray(bytes_of(SMALL)[:-32])
+    for _ in range(data.draw(st.integers(1, 3))):
+        bit = data.draw(st.integers(0, 8 * len(whole) - 1))
+        whole[bit // 8] ^= 1 << bit % 8
+    forgery = sealed(bytes(whole))
+    with suppress(PeerError):
+        assert decode(bytes_of(decode(forgery))) == decode(forgery)
+
+
+def test_every_truncation_is_a_peers_error() -> None:
+    whole = bytes_of(SMALL)
+    for length in range(len(whole)):
+        with pytest.raises(PeerError):
+            decode(whole[:length])
+        with pytest.raises(PeerError):
+            decode(sealed(whole[:length]) if length < len(whole) - 32 else b"")
+
+
+def put(place: int, value: object) -> Callable[[list[Any]], None]:
+    def change(fields: list[Any]) -> None:
+        fields[place] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "why"),
+    [
+        (0, 2, "version"),
+        (0, True, "canonical"),
+        (1, "other", "version"),
+        (2, b"no", "CID"),
+        (3, "text", "CID"),
+        (4, "wasmtime-1/fuel", "meter"),
+        (7, -1, "fuel"),
+        (7, True, "fuel"),
+        (7, 1 << 63, "fuel"),
+        (8, "2", "moves"),
+        (9, 1 << 40, "memory"),
+        (9, 100, "pages"),
+        (9, 1 << 17, "bitmap"),
+        (10, ((4, 0),), "variable"),
+        (10, ((0, 1 << 32),), "variable"),
+        (10, ((0, -1),), "variable"),
+        (10, ((True, 0),), "variable"),
+        (10, 7, "variables"),
+        (10, ((0, 0),) * 10_001, "variables"),
+        (11, (0, 0), "lengths"),
+        (11, (1 << 30, 0, 0), "length"),
+        (11, (100, 4, 0), "another length"),
+        (12, b"\xff\xff", "another length"),
+        (12, b"\0\0", "another length"),
+        (12, b"\0", "bitmap"),
+        (13, (), "system calls"),
+        (13, None, "system calls"),
+    ],
+)
+def test_a_header_that_lies_is_told_so(place: int, value: object, why: str) -> None:
+    with pytest.raises(PeerError, match=why):
+        decode(forged(put(place, value)))
+
+
+@pytest.mark.parametrize(
+    ("opened", "why"),
+    [
+        ((OpenStream(0, 3),), "a stream"),
+        ((OpenStream(256, 0),), "a descriptor"),
+        ((OpenStream(1, 1), OpenStream(0, 0)), "in order"),
+        ((OpenStream(1, 1), OpenStream(1, 0)), "in order"),
+        ((OpenFolder(3, 3, (), False),), "a tree"),
+        ((OpenFolder(3, 1, ("..",), False),), "elsewhere"),
+        ((OpenFolder(3, 1, ("a/b",), False),), "elsewhere"),
+        ((OpenFolder(3, 1, ("",), False),), "elsewhere"),
+        ((OpenFolder(3, 1, ("a\0",), False),), "elsewhere"),
+        ((OpenFolder(3, 1, ("x" * 256,), False),), "elsewhere"),
+        ((OpenFolder(3, 1, ("x" * 200,) * 30, False),), "too long"),
+        ((OpenFolder(3, 1, ("a",), True),), "preopened"),
+        ((OpenFile(3, 1, (), 0, 0, 0),), "without a name"),
+        ((OpenFile(3, 0, ("a",), Rights.WRITE, 0, 0),), "rights"),
+        ((OpenFile(3, 1, ("a",), 1 << 29, 0, 0),), "rights"),
+        ((OpenFile(3, 1, ("a",), 0, 2, 0),), "rights"),
+        ((OpenFile(3, 1, ("a",), 0, 0, -1),), "an offset"),
+        ((OpenFile(3, 1, ("a",), 0, 0, 1 << 63),), "an offset"),
+        (tuple(OpenStream(n, 0) for n in range(257)), "too many|a descriptor"),
+    ],
+)
+def test_a_descriptor_that_no_guest_can_have_is_refused(
+    opened: tuple[object, ...], why: str
+) -> None:
+    with pytest.raises(PeerError, match=why):
+        decode(with_opened(*opened))
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        Listed(4, "/etc", ()),
+        Listed(4, "/out/../..", ()),
+        Listed(0, "/out", ()),
+        Listed(77, "/out", ()),
+        Listed(4, "/out", ((b"a/b", 4),)),
+        Listed(4, "/out", ((b"", 4),)),
+        Listed(4, "/out", ((b"a", 7),)),
+        Listed(4, "/out", ((b"a" * 256, 4),)),
+        Listed(4, "/out", ((b"a", 4),) * 10_001),
+    ],
+    ids=lambda listed: listed.place,
+)
+def test_a_listing_of_nothing_that_is_open_is_refused(listed: Listed) -> None:
+    with pytest.raises(PeerError):
+        decode(with_calls(listed=listed))
+
+
+def test_a_frame_that_unpacks_to_more_than_was_said_is_not_unpacked() -> None:
+    data = bytes_of(SMALL)
+    length = int.from_bytes(data[:4], "big")
+    bomb = zstandard.ZstdCompressor().compress(bytes(64 << 20))
+    with pytest.raises(PeerError, match="another length"):
+        decode(sealed(data[: 4 + length] + len(bomb).to_bytes(4, "big") + bomb))
+    unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(PIECE))
+    with pytest.raises(PeerError, match="another length"):
+        decode(sealed(data[: 4 + length] + len(unsized).to_bytes(4, "big") + unsized))
+
+
+def test_what_follows_the_last_frame_is_refused() -> None:
+    with pytest.raises(PeerError, match="longer"):
+        decode(sealed(bytes_of(SMALL)[:-32] + b"more"))
+
+
+def test_the_bounds_are_those_of_the_runtime() -> None:
+    assert snapshot.DESCRIPTORS_MAX == files.DESCRIPTORS_MAX
+    assert snapshot.TIME_MAX == wasi.TIME_MAX
+    assert snapshot.NAME_MAX == trees.NAME_MAX
