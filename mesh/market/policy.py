@@ -60,6 +60,12 @@ class Policy:
     """…of so many µcr or more: what a seller works for beyond what its buyer has signed for."""
     head_every: int = 1_024
     """Entries of our own chain between two that sign all before them."""
+    save_at_least_ms: int = 10_000
+    """The state of a run is kept no more often than this…"""
+    save_at_most_ms: int = 600_000
+    """…and no more seldom."""
+    leave_ahead_ms: int = 600_000
+    """Runs make room so long before the owner is expected to need it."""
     claim_ms: int = 600_000
     """A bill or a slice that stays unsigned so long is claimed on the seller's own word."""
 

@@ -110,7 +110,7 @@ def test_shell_events_about_nothing_known_change_nothing(player: Player) -> None
         RunProgressed(TASK, 1, 1),
         RunEnded(TASK, 1, RESULT),
         RunLost(TASK, 1, "killed"),
-        Collected(TASK, 1, ""),
+        Collected(TASK, 1, RESULT.output, ""),
     ):
         assert player.told(event, 1.0) == []
 
