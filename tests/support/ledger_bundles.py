@@ -54,6 +54,18 @@ def rerun_of(entry: Entry, **changes: object) -> Rerun:
     return evolve(again, **changes)  # type: ignore[arg-type]
 
 
+def moved() -> list[Entry]:
+    """A run of 7 Gfuel: ALICE gave it back after three, CAROL went on with it."""
+    bob = Chain(BOB)
+    first = bob.alloc(ALICE)
+    state = (cid(b"state"), cid(b""), cid(b""))
+    given_back = bob.settle(ALICE, first, fuel=3 * 10**9, exit=253, outputs=state)
+    second = bob.alloc(CAROL)
+    went = (3 * 10**9, ALICE.key, CAROL.key, state[0])
+    ended = bob.settle(CAROL, second, fuel=4 * 10**9, migrations=(went,))
+    return [first, given_back, second, ended]
+
+
 def inflated() -> list[Entry]:
     """A SETTLE of one µcr more than its terms make, signed by both."""
     bob = Chain(BOB)
@@ -222,6 +234,11 @@ def histories() -> dict[str, tuple[list[bytes], set[str]]]:
         "wrong bill": (lines([*all_of_it, rerun_of(settle, fuel=1)]), {"bill"}),
         "wrong outputs": (lines([*all_of_it, rerun_of(settle, outputs=(cid(b"x"),))]), {"bill"}),
         "wrong exit": (lines([*all_of_it, rerun_of(settle, exit=1)]), {"bill"}),
+        "moved": (lines([*moved(), rerun_of(moved()[3], fuel=7 * 10**9)]), set()),
+        "moved, and its last part billed as the whole": (
+            lines([*moved(), rerun_of(moved()[3])]),
+            {"bill"},
+        ),
         "another meter": (lines([*all_of_it, rerun_of(settle, meter="x/1")]), {"bill"}),
         "bill that is not here": (lines([one, rerun_of(settle)]), {"bill"}),
         "removed entry": (lines(all_of_it[:2] + all_of_it[3:]), {"chain"}),
