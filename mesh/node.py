@@ -137,6 +137,8 @@ def _gather(config: Config, home: Home, files: Belongings) -> Facts:
         candidates=config.market.candidates,
         window_ms=config.market.window_ms,
         ttl_ms=config.market.lease_ttl_s * 1000,
+        save_at_least_ms=min(Policy().save_at_least_ms, config.sell.checkpoint_s * 1000),
+        save_at_most_ms=config.sell.checkpoint_s * 1000,
         credit_line=config.ledger.credit_line,
         tier=config.ledger.tier,
         witnesses=tuple(quorum.members) if (quorum := quorum_of(config.ledger)) else (),
