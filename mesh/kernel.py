@@ -37,6 +37,7 @@ from mesh.messages import (
     Declined,
     Done,
     Handover,
+    Keep,
     Lost,
     Message,
     Offer,
@@ -54,6 +55,7 @@ from mesh.messages import (
     Stays,
 )
 from mesh.migration.departures import Departures
+from mesh.migration.keeping import Keeping
 from mesh.migration.migrator import Migrator
 from mesh.notices import Forked, OfferAged, OfferHeard
 from mesh.resources.capacity import NOTHING, Capacity
@@ -142,6 +144,7 @@ class Kernel:
             credit=self.credit,
             claimed=frozenset(past.claims),
         )
+        self._keeping = Keeping(policy)
         self._departures = Departures(identity, policy, clock, self._tenancies)
         self._auctioneer = Auctioneer(
             identity,
@@ -153,7 +156,7 @@ class Kernel:
             past=past,
             records=records,
         )
-        self.migrator = Migrator(self._auctioneer.accounts, self._auctioneer.register)
+        self.migrator = Migrator(self._auctioneer.accounts, self._auctioneer.register, self._book)
 
     # --- what shells and checkers may read ------------------------------------------------------
 
@@ -229,6 +232,7 @@ class Kernel:
             **self._auctioneer.sizes(),
             **self._tenancies.sizes(),
             **self.credit.sizes(),
+            **self._keeping.sizes(),
         }
 
     def statistics(self) -> Mapping[str, int]:
@@ -348,6 +352,8 @@ class Kernel:
                 return self.migrator.saved(peer, message)
             case Handover():
                 return self._departures.handover(peer, message)
+            case Keep():
+                return [] if self.is_closed else self._keeping.keep(peer, message, now)
             case Stays():
                 return self.migrator.stays(peer, message)
             case _:
@@ -380,6 +386,8 @@ class Kernel:
                 return tenancies.expire_due(task, mark, now)
             case "orphan":
                 return tenancies.orphan_due(task, mark, now)
+            case "keep":
+                return self._keeping.due(task, now)
             case "save":
                 return self._departures.save_due(tenancies.hosted_as(task, mark), now)
             case "claim":

@@ -341,6 +341,8 @@ class Auctioneer:
             calibration=self.calibration,
             avoid=sale.avoid,
         )
+        if peers and not wanted and sale.keeper not in (*peers, *sale.avoid):
+            peers += self._book.alone(sale.keeper, work)
         if not peers:
             why = self._book.why_nobody(work, sale.avoid)
             sale.avoid.clear()

@@ -61,6 +61,8 @@ class Sale:
     """The bill of a state that is being collected."""
     leaving: str = ""
     """Why the executor was asked to give the task back, until it has."""
+    keeper: PeerId | None = None
+    """Who has its last state ready: is always asked."""
     only: PeerId | None = None
     """Whom its client wants to run it next; asked alone, once."""
 

@@ -4,7 +4,7 @@ A move is an end of a lease and not of a task: the executor takes its run out al
 it burnt, and gives the state to the auctioneer, who holds it before it pays and before it awards
 the rest to another (market/settlement.py). So every rule that fences a lease fences a move: nobody
 goes on while another still may. On the way executors give states of runs that go on; the last one
-that we hold counts should they be lost.
+that we hold counts should they be lost, and one of those who bid for the task has it ready.
 """
 
 from __future__ import annotations
@@ -12,21 +12,24 @@ from __future__ import annotations
 from attrs import evolve
 
 from mesh.errors import PeerError
-from mesh.ids import PeerId, TaskId, short_peer
+from mesh.ids import Cid, PeerId, TaskId, short_peer
 from mesh.market.accounts import Accounts
-from mesh.market.order import State, with_saved
+from mesh.market.offers import OfferBook
+from mesh.market.order import State, TaskRecord, with_saved
 from mesh.market.register import Register
+from mesh.market.sale import Sale
 from mesh.market.terms import MOVED
-from mesh.messages import Handover, Renew, Saved, Stays
+from mesh.messages import Handover, Keep, Renew, Saved, Stays
 from mesh.sansio import Action, Collect, Collected, MoveRequested, PersistTask, Send
 
 
 class Migrator:
     """Asks executors to give back, and keeps the states of what they run."""
 
-    def __init__(self, accounts: Accounts, register: Register) -> None:
+    def __init__(self, accounts: Accounts, register: Register, book: OfferBook) -> None:
         self._accounts = accounts
         self._register = register
+        self._book = book
 
     def request(self, event: MoveRequested) -> list[Action]:
         """A client wants its task elsewhere."""
@@ -89,7 +92,18 @@ class Migrator:
             return []
         record = with_saved(record, record.executor, saving)
         self._register.records[event.task] = record
-        return [PersistTask(record)]
+        return [PersistTask(record), *self._have_ready(record, sale, event.root)]
+
+    def _have_ready(self, record: TaskRecord, sale: Sale, state: Cid) -> list[Action]:
+        """Whoever would have run it too has the state at hand, should it be needed."""
+        listed = self._book.listings
+        losers = [a for a in record.answers if a.is_bid and a.peer != record.executor]
+        ready = [answer for answer in losers if answer.peer in listed]
+        if not ready:
+            return []
+        sale.keeper = max(ready, key=lambda answer: (answer.round, answer.score)).peer
+        needs = record.order.work.needs
+        return [Send(sale.keeper, Keep(record.order.task, state, needs.memory + needs.disk))]
 
     def why_not(self, task: TaskId, to: PeerId | None) -> str:
         """Why *task* cannot be asked back now, or the empty string; for its client."""

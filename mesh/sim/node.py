@@ -30,10 +30,12 @@ from mesh.sansio import (
     Collected,
     ContinueRun,
     DrainSet,
+    DropState,
     Event,
     ForgetTenancy,
     Gossip,
     Identity,
+    KeepState,
     Notify,
     PauseRun,
     Penalize,
@@ -301,6 +303,10 @@ class Node:
                 boot.runtime.keep(task, fence, is_over=True)
             case Collect():
                 self._later(self._world.now + 0.1, lambda: self._collect(action))
+            case KeepState(buyer=buyer, state=state):
+                self._later(self._world.now + 0.1, lambda: self._keep(buyer, state))
+            case DropState():
+                pass  # a simulated disk is never full
             case Certify():
                 self.disk.sync()
                 wait = self._lateness.uniform(0.005, 0.5)
@@ -319,6 +325,10 @@ class Node:
         entry = Entry.decode(asked.entry)
         certificate, why = self._world.council.certify(chain, entry)
         self.post(Certified(asked.task, asked.fence, EntryId(entry.id), certificate, why))
+
+    def _keep(self, buyer: PeerId, state: Cid) -> None:
+        if self._world.can_reach(self, buyer):
+            self.states.add(state)
 
     def _collect(self, asked: Collect) -> None:
         is_there = self._world.can_reach(self, asked.executor)

@@ -214,7 +214,8 @@ MUTATIONS = (
     Mutation(
         "a state that the task went on from is not paid",
         "mesh.market.billing",
-        "        return self._accounts.settle(bill.executor, bill.saved, self._clock.wall_ms(now))[1]",
+        "        return self._accounts.settle(bill.executor, bill.saved, "
+        "self._clock.wall_ms(now))[1]",
         "        return []",
         ("S10", "L2", "L3"),
         0,

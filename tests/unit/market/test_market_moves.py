@@ -16,6 +16,7 @@ from market_players import (
     G,
     Hall,
     Player,
+    Seller,
     ask,
     cid,
     one,
@@ -24,7 +25,7 @@ from market_players import (
 
 from ledger.model import MIGRATIONS_MAX, Entry, Kind, Terms
 from mesh.errors import PeerError
-from mesh.ids import TaskId, task_id
+from mesh.ids import Cid, TaskId, task_id
 from mesh.market.bidding import check_moves
 from mesh.market.order import State
 from mesh.market.own_chain import read_past
@@ -36,6 +37,7 @@ from mesh.messages import (
     Bid,
     Done,
     Handover,
+    Keep,
     Message,
     Move,
     Outlook,
@@ -58,6 +60,8 @@ from mesh.sansio import (
     Collect,
     Collected,
     DrainSet,
+    DropState,
+    KeepState,
     LoadSampled,
     MoveRequested,
     Penalize,
@@ -222,6 +226,25 @@ def test_a_state_with_a_bill_that_does_not_follow_is_a_fault(hall: Hall) -> None
         assert one(hall.got(first, forged, 5.0), Penalize)
 
 
+def test_one_of_those_who_bid_has_the_state_ready_and_is_asked_whatever_it_costs(
+    hall: Hall,
+) -> None:
+    award = hall.running()
+    first = hall.sellers[0]
+    hall.got(first, first.saved(award, 2 * G), 5.0)
+    actions = hall.buyer.told(Collected(hall.task, 1, STATE, ""), 5.5)
+    keep = one(actions, Keep)
+    keeper = next(a.peer for a in actions if isinstance(a, Send) and a.message == keep)
+    assert keep.state == STATE
+    assert keeper != first.peer
+    for number in range(20, 40):
+        hall.offers(Seller(Keyring(8).create(number)), 6.0, price=1)
+    actions = hall.buyer.woken("lease", hall.task, 1, 21.0)
+    asked = {a.peer for a in actions if isinstance(a, Send) and isinstance(a.message, Ask)}
+    assert keeper in asked
+    assert len(asked) <= POLICY.candidates + 1
+
+
 def test_a_bill_of_a_state_that_a_crash_kept_from_the_chain_is_paid_at_the_next_start(
     hall: Hall,
 ) -> None:
@@ -378,6 +401,24 @@ def test_a_dear_task_is_kept_more_often_and_never_without_pause() -> None:
     tenancy.work = evolve(WORK, needs=evolve(NEEDS, memory=100 * NEEDS.memory))
     slow = interval_s(tenancy, evolve(SHOP, speed=1), evolve(POLICY, slice_at_least=10**9))
     assert slow == SAVE_S
+
+
+def test_states_are_kept_for_others_within_bounds_until_they_lapse(stall: Stall) -> None:
+    def keep(number: int, state: Cid, now: float, size: int = G) -> list[Action]:
+        task = task_id(stall.buyer.peer, bytes([number]))
+        return stall.got(Keep(task, state, size), now)
+
+    assert keep(0, STATE, 1.0, POLICY.state_kept_bytes_max + 1) == []
+    for number in range(POLICY.states_kept_max):
+        assert one(keep(number, STATE, 2.0), KeepState).state == STATE
+    assert keep(99, STATE, 3.0) == [], "the table is full"
+    assert one(keep(0, cid("newer"), 4.0), KeepState).state == cid("newer")
+    assert some(keep(0, cid("newer"), 900.0), KeepState) == [], "it is here already"
+    lapse_s = POLICY.state_kept_ms / 1000
+    zero, one_ = (task_id(stall.buyer.peer, bytes([number])) for number in (0, 1))
+    assert stall.seller.woken("keep", zero, 0, 2.0 + lapse_s) == []
+    assert one(stall.seller.woken("keep", one_, 0, 2.0 + lapse_s), DropState).task == one_
+    assert one(keep(99, STATE, 3_000.0), KeepState)
 
 
 def test_a_drained_node_gives_back_what_runs_and_takes_nothing_on(stall: Stall) -> None:
