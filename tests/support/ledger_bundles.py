@@ -156,7 +156,19 @@ def certificates(entries: list[Entry]) -> dict[str, tuple[list[bytes], set[str]]
 
 def bundles() -> dict[str, tuple[list[bytes], set[str]]]:
     """By name: the lines of a file, and the checks that find something not good in it."""
-    return histories() | certificates(history()) | successions()
+    return histories() | journeys() | certificates(history()) | successions()
+
+
+def journeys() -> dict[str, tuple[list[bytes], set[str]]]:
+    """Files of a run that moved, and of runs again of its last part."""
+    entries = moved()
+    return {
+        "moved": (lines([*entries, rerun_of(entries[3], fuel=7 * 10**9)]), set()),
+        "moved, the last part run as the whole": (
+            lines([*entries, rerun_of(entries[3])]),
+            {"bill"},
+        ),
+    }
 
 
 def successions() -> dict[str, tuple[list[bytes], set[str]]]:
@@ -234,11 +246,6 @@ def histories() -> dict[str, tuple[list[bytes], set[str]]]:
         "wrong bill": (lines([*all_of_it, rerun_of(settle, fuel=1)]), {"bill"}),
         "wrong outputs": (lines([*all_of_it, rerun_of(settle, outputs=(cid(b"x"),))]), {"bill"}),
         "wrong exit": (lines([*all_of_it, rerun_of(settle, exit=1)]), {"bill"}),
-        "moved": (lines([*moved(), rerun_of(moved()[3], fuel=7 * 10**9)]), set()),
-        "moved, and its last part billed as the whole": (
-            lines([*moved(), rerun_of(moved()[3])]),
-            {"bill"},
-        ),
         "another meter": (lines([*all_of_it, rerun_of(settle, meter="x/1")]), {"bill"}),
         "bill that is not here": (lines([one, rerun_of(settle)]), {"bill"}),
         "removed entry": (lines(all_of_it[:2] + all_of_it[3:]), {"chain"}),
