@@ -18,7 +18,7 @@ from ledger.store import Store
 from mesh.errors import MeshError, NotFound, Stopped, Unavailable
 from mesh.kernel import Kernel
 from mesh.network.network import Network
-from mesh.performer import hosted_pin, task_pin
+from mesh.performer import hosted_pin, hosted_state_pin, state_pin, task_pin
 from mesh.storage.disk import DiskBlocks
 
 _log = logging.getLogger("mesh.upkeep")
@@ -86,7 +86,9 @@ async def sweep(blocks: DiskBlocks, kernel: Kernel) -> None:
     unneeded: set[str] = set()
     while True:
         needed = {task_pin(task) for task in kernel.records}
+        needed |= {state_pin(task) for task in kernel.records}
         needed |= {hosted_pin(task) for task in kernel.answers_for()}
+        needed |= {hosted_state_pin(task) for task in kernel.answers_for()}
         try:
             unneeded = await trio.to_thread.run_sync(unpin, blocks, needed, unneeded)
             await trio.to_thread.run_sync(blocks.sweep, SWEEP_GRACE_S, trio.current_time())
