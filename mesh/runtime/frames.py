@@ -211,7 +211,9 @@ def decode_report(body: bytes) -> Report:
             return StartedRunning(can_move)
         case ("progress", int(fuel), int(rss)) if fuel >= 0 and rss >= 0:
             return Progress(fuel, rss)
-        case ("still", bytes(head), tuple(changed)) if len(head) <= HEAD_MAX and _is_rising(changed):
+        case ("still", bytes(head), tuple(changed)) if len(head) <= HEAD_MAX and _is_rising(
+            changed
+        ):
             return Still(head, changed)
         case ("unmoved", str(reason)):
             return Unmoved(reason[:DETAIL_MAX])

@@ -34,7 +34,14 @@ class Place:
         self.blocks = MemoryBlocks()
         self.runs = 0
 
-    async def run(self, key: str, job: Job, blocks=None, last: Suspended | Kept | None = None, on_progress=lambda fuel: None):
+    async def run(
+        self,
+        key: str,
+        job: Job,
+        blocks=None,
+        last: Suspended | Kept | None = None,
+        on_progress=lambda fuel: None,
+    ):
         saving = Saving(self.blocks)
         self.runs += 1
         beginning = None
@@ -94,4 +101,8 @@ async def test_five(places: list[Place]) -> None:
             print(outcome)
             moves += 1
     assert moves == 5
-    assert (outcome.status, outcome.fuel, outcome.stdout) == (plain.status, plain.fuel, plain.stdout)
+    assert (outcome.status, outcome.fuel, outcome.stdout) == (
+        plain.status,
+        plain.fuel,
+        plain.stdout,
+    )
