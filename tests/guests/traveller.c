@@ -1,5 +1,6 @@
 /* A guest with something of everything in its luggage: traveller ROUNDS WORK. Between any two steps
- * it works for about WORK thousand units of fuel, so that it may be moved at each of them. */
+ * it works for about WORK thousand units of fuel, so that it may be moved at each of them. Without any
+ * it is for ever in a loop within a loop, where it cannot be moved. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdint.h>
@@ -13,6 +14,7 @@
 enum { NAMES = 40, DEPTH = 60 };
 
 static volatile uint32_t sink;
+static volatile int left;
 static unsigned long work;
 
 static void toil(void)
@@ -34,6 +36,13 @@ static uint32_t descend(int depth)
     return below * 31 + (uint32_t)room[depth % 64];
 }
 
+static void linger(void)
+{
+    while (!left)
+        while (!left)
+            sink++;
+}
+
 static void make_names(void)
 {
     mkdir("/tmp/names", 0700);
@@ -48,6 +57,8 @@ int main(int argc, char **argv)
 {
     unsigned long rounds = argc > 1 ? strtoul(argv[1], NULL, 10) : 1;
     work = argc > 2 ? strtoul(argv[2], NULL, 10) : 1;
+    if (!rounds)
+        linger();
     make_names();
     DIR *names = opendir("/tmp/names");
     int appended = open("/out/appended", O_CREAT | O_WRONLY | O_APPEND, 0600);
