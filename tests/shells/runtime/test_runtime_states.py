@@ -113,8 +113,6 @@ LIES: list[tuple[Change, str]] = [
     (change(stdout=bytes(1 << 17)), "said more than it may"),
     (also_open(OpenFile(200, 1, ("none",), 0, 0, 0)), "not there"),
     (also_open(OpenFile(200, 0, ("log",), 0, 0, 0)), "not there"),
-    (change(stack=b""), "state to go on from|go on where|broke off|the worker died|bounds"),
-    (change(stack=bytes(1 << 20)), "memory or a stack|broke off|go on where"),
 ]
 
 
