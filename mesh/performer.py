@@ -17,7 +17,7 @@ from mesh import codec
 from mesh.broadcast import Broadcast
 from mesh.driver import Driver, Durable
 from mesh.errors import Corruption, MeshError, PeerError, Unavailable
-from mesh.ids import Cid, EntryId, PeerId, TaskId, format_task, short_peer
+from mesh.ids import Cid, EntryId, PeerId, TaskId, format_peer, format_task, short_peer
 from mesh.market.order import TaskRecord
 from mesh.network.network import BLOCKS, Network
 from mesh.notices import Hosted
@@ -35,8 +35,10 @@ from mesh.sansio import (
     Collect,
     Collected,
     ContinueRun,
+    DropState,
     ForgetTenancy,
     Gossip,
+    KeepState,
     Notify,
     PauseRun,
     Penalize,
@@ -106,6 +108,8 @@ class Performer:
         """Hears of others' entries that a deal brought, once they are durable."""
         self.hostings: dict[tuple[TaskId, int], Hosting] = {}
         """As many as the kernel sold room for."""
+        self.states_kept: set[str] = set()
+        """Why states of tasks that run elsewhere are kept here: as many as the kernel allows."""
         self._driver = driver
         self._network = network
         self._blocks = blocks
@@ -173,6 +177,12 @@ class Performer:
                 self._nursery.start_soon(self._suspend, task, fence)
             case Collect():
                 self._nursery.start_soon(self._collect, action)
+            case KeepState(task, buyer):
+                self.states_kept.add(kept_state_pin(buyer, task))
+                self._nursery.start_soon(self._keep_state, action)
+            case DropState(task, buyer):
+                self.states_kept.discard(kept_state_pin(buyer, task))
+                self._nursery.start_soon(self._drop_state, kept_state_pin(buyer, task))
             case Certify():
                 self._nursery.start_soon(self._certify, action)
             case Penalize(peer, reason):
@@ -321,8 +331,9 @@ class Performer:
         reason = ""
         try:
             bytes_max = self._left_at_most(collect)
+            roots = collect.roots[:1] if collect.is_state else collect.roots
             with _in_time(collect.executor, bytes_max):
-                for root in collect.roots:
+                for root in roots:
                     await self.fetch(collect.executor, root, bytes_max)
             if collect.is_state:
                 await self._pin_state(collect.task, collect.roots[0], state_pin(collect.task))
@@ -335,6 +346,21 @@ class Performer:
             self.tally["collects_failed"] += 1
         root = collect.roots[0]
         await self._driver.post(Collected(collect.task, collect.fence, root, reason))
+
+    async def _keep_state(self, asked: KeepState) -> None:
+        reason = kept_state_pin(asked.buyer, asked.task)
+        try:
+            with _in_time(asked.buyer, asked.bytes_max):
+                await self.fetch(asked.buyer, asked.state, asked.bytes_max)
+            if reason in self.states_kept:
+                await trio.to_thread.run_sync(pin_alone, self._blocks, asked.state, reason)
+        except Corruption:
+            raise
+        except MeshError:
+            self.tally["states_not_kept"] += 1
+
+    async def _drop_state(self, reason: str) -> None:
+        await trio.to_thread.run_sync(unpin_all, self._blocks, reason)
 
     def _left_at_most(self, collect: Collect) -> int:
         """Bytes of blocks that one of a task's results can have: what it asked for, as UnixFS."""
@@ -393,6 +419,18 @@ def state_pin(task: TaskId) -> str:
 def hosted_state_pin(task: TaskId) -> str:
     """Why an executor keeps it."""
     return f"state of hosted {format_task(task)}"
+
+
+def kept_state_pin(buyer: PeerId, task: TaskId) -> str:
+    """Why a node keeps it that would go on from it."""
+    return f"state kept for {format_peer(buyer)} {format_task(task)}"
+
+
+def unpin_all(blocks: DiskBlocks, reason: str) -> None:
+    """Keep nothing for *reason* any longer."""
+    for pin in blocks.pins():
+        if pin.reason == reason:
+            blocks.unpin(pin.root, reason)
 
 
 def pin_alone(blocks: DiskBlocks, root: Cid, reason: str, kept: Cid | None = None) -> None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 from attrs import evolve, frozen
@@ -172,7 +173,7 @@ def _pack(value: object) -> str:
     return base64.b64encode(pickle.dumps(value)).decode() + "\n"
 
 
-def _unpack(line: str) -> object:
+def _unpack(line: str) -> Any:  # noqa: ANN401 - whatever was packed
     return pickle.loads(base64.b64decode(line))  # noqa: S301 - our own process
 
 
@@ -207,7 +208,13 @@ async def move(
         )
         port = listeners[0].socket.getsockname()[1]
         target = await trio.lowlevel.open_process(
-            [sys.executable, *(["/tmp/trace.py","x"] if __import__("os").environ.get("TRACE") else [__file__]), "--target", str(folder / "target"), str(port)],
+            [
+                sys.executable,
+                *(["/tmp/trace.py", "x"] if __import__("os").environ.get("TRACE") else [__file__]),
+                "--target",
+                str(folder / "target"),
+                str(port),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -244,14 +251,14 @@ async def _move(
         for _ in range(copies):
             kept = await place.supervisor.checkpoint("task")
             assert isinstance(kept, Kept), kept
-            copied.append(await talk.ask(("rehearse", _left(work, kept))))
+            copied.append(await talk.ask("rehearse", _left(work, kept)))
         since = time.monotonic()
         stays = await place.supervisor.suspend("task")
         assert not isinstance(stays, Stays), stays
         suspended = time.monotonic()
     (left,) = ended
     assert isinstance(left, Suspended)
-    began, moved = await talk.ask(("go on", _left(work, left)))
+    began, moved = await talk.ask("go on", _left(work, left))
     end = await talk.hear() if waits else None
     return Moved(
         (began - since) * 1000,
@@ -273,11 +280,13 @@ class _Talk:
         self._process = process
         self._heard = b""
 
-    async def ask(self, order: object) -> object:
+    async def ask(self, *order: object) -> Any:  # noqa: ANN401 - by the order
+        assert self._process.stdin is not None
         await self._process.stdin.send_all(_pack(order).encode())
         return await self.hear()
 
-    async def hear(self) -> object:
+    async def hear(self) -> Any:  # noqa: ANN401 - by the order
+        assert self._process.stdout is not None
         while b"\n" not in self._heard:
             piece = await self._process.stdout.receive_some()
             if not piece:

@@ -4,9 +4,10 @@
 
 The first frames hold the stack, stdout and stderr, cut every REGION. Each further one holds the
 pages of one region of the memory that differ from a fresh instance, in the order of the header's
-bitmap: a region that stays as it is gives the same frame, which is the same block (storage/states.py).
-The header fixes the length of each frame, so none can unpack to more. Arguments, environment, seed
-and limits are the job's, which the header names by CID: nobody can say of them what is not so.
+bitmap: a region that stays as it is gives the same frame, which is the same block (see
+storage/states.py). The header fixes the length of each frame, so none can unpack to more.
+Arguments, environment, seed and limits are the job's, which the header names by CID: nobody can
+say of them what is not so.
 
 There is no hash in it: it travels as blocks, and its CID is one. A snapshot that passes is well
 formed and no more: whether it is *true*, only a re-run tells.

@@ -1,7 +1,7 @@
 """The course of one run, as its supervisor holds it: paused, continued, held, let go.
 
-To be held is asked for and answered at the guest's next check, or never: then it is withdrawn. While
-it is held the guest stands still and shows all that it is; what it shows is a stranger's.
+To be held is asked for and answered at the guest's next check, or never: then it is withdrawn.
+While it is held the guest stands still and shows all that it is; what it shows is a stranger's.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ class Workshop:
         """Run *work*, fetching what is not here from *source*; start it when *gate* is open.
 
         Where it was moved, it goes on from its last state; the fuel that *on_progress* hears of,
-        and that of the result, is what is burnt here. Raises MeshError where it is not the task's doing: blocks out of reach, a worker killed, no
-        room for what it left.
+        and that of the result, is what is burnt here. Raises MeshError where it is not the task's
+        doing: blocks out of reach, a worker killed, no room for what it left, a state that lies.
         """
         await self._bring(source, work.job, manifest.JOB_BYTES_MAX)
         try:

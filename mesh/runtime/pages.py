@@ -76,7 +76,7 @@ class Kept:
 
 
 def _is_fresh(mine: int, length: int, fresh: int, inside: int) -> bool:
-    """Whether it is as a fresh instance has it, of which *inside* bytes are there; and then zero."""
+    """Whether it is as a fresh instance has it: *inside* bytes of that, and zeros from there on."""
     return not (
         (inside and _memcmp(mine, fresh, inside))
         or (inside < length and _memcmp(mine + inside, _BLANK, length - inside))

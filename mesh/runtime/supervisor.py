@@ -34,7 +34,7 @@ from mesh.runtime.frames import (
 from mesh.runtime.manifest import Job, encode
 from mesh.runtime.sandbox import walls
 from mesh.runtime.stopwatch import Stopwatch
-from mesh.runtime.workers import Template, Worker, WorkerDied, WorkerLost, open_template
+from mesh.runtime.workers import Template, WorkerDied, WorkerLost, open_template
 
 __all__ = [
     "Beginning",
@@ -364,11 +364,12 @@ def _check(is_sane: bool) -> None:
 
 def _make_scratch(scratch: Path, beginning: Beginning | None) -> None:
     scratch.mkdir(mode=0o700)
-    for name in ("out", "tmp"):
-        if beginning is None:
+    if beginning is None:
+        for name in ("out", "tmp"):
             (scratch / name).mkdir(mode=0o700)
-        else:
-            getattr(beginning, name).rename(scratch / name)
+    else:
+        beginning.out.rename(scratch / "out")
+        beginning.tmp.rename(scratch / "tmp")
 
 
 async def _remove(path: Path) -> None:

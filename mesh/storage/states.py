@@ -1,8 +1,8 @@
 """The states of a running task, as blocks that another party has in part already.
 
-A state is a folder of three: the snapshot, /out and /tmp. The leaves of the snapshot are its head and
-one for each region of the memory, so that a later state of the same run shares with an earlier one
-all blocks of what has not changed: whoever fetches it gets the rest alone.
+A state is a folder of three: the snapshot, /out and /tmp. The leaves of the snapshot are its head
+and one for each region of the memory, so that a later state of the same run shares with an earlier
+one all blocks of what has not changed: whoever fetches it gets the rest alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Places between which a task moves: supervisors of their own, and states that go as blocks alone."""
+"""Places between which a task moves: supervisors of their own, and states as blocks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 from attrs import define, field
 from runtime_jobs import ROOT, tree
 
+from mesh.errors import MeshError
 from mesh.ids import Cid
 from mesh.runtime.course import Beginning, Held, Kept, Stays, Suspended
 from mesh.runtime.manifest import Job
@@ -96,9 +98,9 @@ class Going:
                 self.is_going.set()
 
         try:
-            end = await self.place.run(self.key, job, module, on_progress=see, **how)  # type: ignore[arg-type]
-            self.end.append(end)
-        except Exception as error:
+            place: Any = self.place
+            self.end.append(await place.run(self.key, job, module, on_progress=see, **how))
+        except MeshError as error:
             self.end.append(error)
         finally:
             self.is_going.set()
@@ -124,7 +126,9 @@ class Going:
         return end
 
 
-async def begin(nursery: trio.Nursery, place: Place, job: Job, module: Path, **how: object) -> Going:
+async def begin(
+    nursery: trio.Nursery, place: Place, job: Job, module: Path, **how: object
+) -> Going:
     """Begin a run, and see it run."""
     place.runs += 1
     going = Going(place, f"run-{place.runs}")

@@ -15,6 +15,7 @@ from runtime_places import (
     HEAP,
     HOSTILE,
     TRAVELLER,
+    Going,
     Place,
     begin,
     facts,
@@ -276,18 +277,11 @@ async def test_a_worker_killed_before_it_goes_on_is_lost_and_the_state_is_good(
     for _ in range(3):
         beginning = await other.begin(job, one, end.state, end.fuel)
         async with trio.open_nursery() as nursery:
-            lost: list[BaseException] = []
-
-            async def go(run: partial[object]) -> None:
-                try:
-                    await run()  # type: ignore[misc]
-                except WorkerLost as error:
-                    lost.append(error)
-
-            nursery.start_soon(go, partial(other.run, "lost", job, TRAVELLER, beginning))
+            going = Going(other, "lost")
+            nursery.start_soon(partial(going.run, job, TRAVELLER, beginning=beginning))
             await until(lambda: other.supervisor.statistics().running == 1)
             other.kill()
-        assert len(lost) == 1
+        assert isinstance(going.end[0], WorkerLost)
     beginning = await other.begin(job, one, end.state, end.fuel)
     outcome = await other.run("there", job, TRAVELLER, beginning)
     assert isinstance(outcome, Outcome)

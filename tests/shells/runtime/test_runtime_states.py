@@ -1,4 +1,4 @@
-"""States that lie, through the whole path: each is refused with its reason, and nobody else minds."""
+"""States that lie, through the whole path: each is refused with its reason, and nobody minds."""
 
 from __future__ import annotations
 
@@ -170,7 +170,9 @@ async def test_memory_and_a_stack_of_chance_end_the_task_and_nothing_else(
             job=cid_of(RAW, encode(job)),
             stack=chance.randbytes(len(snapshot.stack)),
         )
-        frames = (encode_frame(chance.randbytes(m.bit_count() * PIECE)) for m in lie.regions.values())
+        frames = (
+            encode_frame(chance.randbytes(m.bit_count() * PIECE)) for m in lie.regions.values()
+        )
         try:
             outcome = await suspect.go_on(encode_head(lie) + b"".join(frames), job=job)
         except WorkerLost:
