@@ -53,7 +53,7 @@ from mesh.performer import Performer, task_pin
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
 from mesh.runtime.execution import MODULE_MAX, Workshop
-from mesh.runtime.manifest import Job, check_task
+from mesh.runtime.manifest import Job, check_module
 from mesh.sansio import CancelRequested, DrainSet, MoveRequested, Submitted
 from mesh.storage import files
 from mesh.storage.disk import DiskBlocks, room_under
@@ -175,7 +175,7 @@ class Desk:
                 raise NotFound(
                     f"{what}: {format_cid(root)} is not at this node", "put the file first"
                 )
-        check_task(self._read(request.module, MODULE_MAX))
+        check_module(self._read(request.module, MODULE_MAX))
         job = Job(
             module=request.module,
             args=request.args,

@@ -231,7 +231,7 @@ async def _serve(
             replication.run,
             partial(scan, home.state / "ledger.sqlite", alarm.ring),
             performer.gossip,
-            partial(sweep, files.blocks, kernel),
+            partial(sweep, files.blocks, kernel, performer.states_kept),
             partial(watch, Probe(ThisMachine(), trio.current_time), driver.post),
             partial(advertise, network, kernel),
             partial(driver.drive, persist=performer.persist, perform=performer.perform),

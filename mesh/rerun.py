@@ -71,6 +71,7 @@ class Rerunner:
                 work = _work(deal, job, fuel_limit)
                 key = f"audit-{bill.id.hex()[:32]}"
                 again = await self.workshop.execute(work, None, key, lambda _: None)
+                assert isinstance(again, Result), "nobody suspends it"
         except Corruption:
             raise
         except MeshError as error:

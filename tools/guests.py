@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ZIG = "ziglang==0.17.1"
 FOLDERS = ("mesh/examples", "tests/guests")
 CHECKSUMS = ROOT / "tests/guests/SHA256SUMS"
-MOVABLE_SOURCE = ROOT / "tests/guests/hostile.wasm"
-MOVABLE = ROOT / "tests/guests/hostile.movable.wasm"
-"""One guest that can be suspended, made of another, so that it is tested without Binaryen too."""
+MOVABLE = tuple(ROOT / f"tests/guests/{name}.wasm" for name in ("heap", "hostile", "traveller"))
+"""Guests of which one that can be suspended is committed too, so that this is tested without
+Binaryen."""
 STACK = 256 << 10
 FLAGS = (
     "--target=wasm32-wasi",
@@ -65,8 +65,7 @@ def build(python: Path, source: Path, target: Path) -> None:
 
 def checksum_line(source: Path, wasm: Path) -> str:
     """In the form of sha256sum, with the path of the committed file."""
-    name = source.with_suffix(".wasm").relative_to(ROOT)
-    return f"{sha256(wasm.read_bytes()).hexdigest()}  {name}\n"
+    return _line(wasm, source.with_suffix(".wasm"))
 
 
 def make_movable(source: Path, target: Path) -> None:
@@ -75,13 +74,22 @@ def make_movable(source: Path, target: Path) -> None:
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def movable_line(made: Path) -> str:
-    """The line of MOVABLE; what is committed stays where there is no Binaryen to make it anew."""
+def movable(source: Path) -> Path:
+    """Where the movable one lies that is made of *source*."""
+    return source.with_suffix(".movable.wasm")
+
+
+def movable_line(source: Path, made: Path) -> str:
+    """The line of a movable guest; what is committed stays where there is no Binaryen."""
     if os.environ.get("MESH_BINARYEN"):
-        make_movable(MOVABLE_SOURCE, made)
+        make_movable(source, made)
     else:
-        made.write_bytes(MOVABLE.read_bytes())
-    return f"{sha256(made.read_bytes()).hexdigest()}  {MOVABLE.relative_to(ROOT)}\n"
+        made.write_bytes(movable(source).read_bytes())
+    return _line(made, movable(source))
+
+
+def _line(content: Path, name: Path) -> str:
+    return f"{sha256(content.read_bytes()).hexdigest()}  {name.relative_to(ROOT)}\n"
 
 
 def main() -> int:
@@ -99,14 +107,15 @@ def main() -> int:
             if not is_check:
                 source.with_suffix(".wasm").write_bytes(wasm.read_bytes())
         made = Path(scratch) / "movable.wasm"
-        lines.append(movable_line(made))
-        if not is_check:
-            MOVABLE.write_bytes(made.read_bytes())
+        for source in MOVABLE:
+            lines.append(movable_line(source, made))
+            if not is_check:
+                movable(source).write_bytes(made.read_bytes())
     if not is_check:
         CHECKSUMS.write_text("".join(lines))
         return 0
     committed = [checksum_line(s, s.with_suffix(".wasm")) for s in sources()]
-    committed.append(f"{sha256(MOVABLE.read_bytes()).hexdigest()}  {MOVABLE.relative_to(ROOT)}\n")
+    committed += [_line(movable(source), movable(source)) for source in MOVABLE]
     if lines == committed and CHECKSUMS.read_text() == "".join(lines):
         print(f"{len(lines)} programs are what their sources say")
         return 0
