@@ -13,7 +13,16 @@ from mesh import units
 from mesh.cli.exits import Exit
 from mesh.cli.options import CORES, COUNT, DURATION, MONEY, SIZE, with_client, with_output
 from mesh.cli.render import Story, say, show_one
-from mesh.cli.words import Naming, clean, short_peer, short_task, show_answer, show_fuel, task_lines
+from mesh.cli.words import (
+    Naming,
+    clean,
+    short_peer,
+    short_task,
+    show_answer,
+    show_fuel,
+    show_movable,
+    task_lines,
+)
 from mesh.client.limits import Limits
 
 if TYPE_CHECKING:
@@ -85,6 +94,13 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 )
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, show_default=True)
 @click.option("--feature", "features", multiple=True, help="What the executor must offer.")
+@click.option(
+    "--movable",
+    type=click.Choice(("auto", "yes", "no")),
+    default="auto",
+    show_default=True,
+    help="Make the module able to go on elsewhere: where possible, or it is an error, or not.",
+)
 @click.option("--key", default="", help="Idempotency key: the same key, the same task.")
 @click.option("--detach", is_flag=True, help="Do not wait; print the id.")
 @click.option("--timeout", type=DURATION, help="Wait no longer; the task goes on.")
@@ -110,6 +126,7 @@ def submit(
     fee: int,
     priority: int,
     features: tuple[str, ...],
+    movable: str,
     key: str,
     detach: bool,
     timeout: int | None,
@@ -122,18 +139,33 @@ def submit(
     """
     limits = Limits(cpus, memory, disk, fuel, wall, deadline, max_price, fee, priority, features)
     task = client.submit(
-        module,
+        prepare(client, module, movable),
         args,
         inputs=inputs,
         env=env,
         limits=limits,
         name=name or shlex.join([Path(module).stem, *args])[:64],
         key=key.encode(),
+        movable="no",  # it is as it should be already
     )
     if detach:
         show_task(task.record, form)
         return
     finish(task, Story(), form, None if timeout is None else timeout / 1000, outs)
+
+
+def prepare(client: Client, module: str, movable: str) -> str:
+    """*module*, uploaded and made movable as is wanted; what came of that is told."""
+    from mesh.client.facts import facts_of
+
+    cid = client.content(module)
+    if movable != "no":
+        story = Story()
+        story.pass_by("making the module movable")
+        made = facts_of(client.make_movable(cid, movable))
+        story.tell(f"the module {show_movable(made)}")
+        cid = made["module"]
+    return f"cid:{cid}"
 
 
 def finish(
