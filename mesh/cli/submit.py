@@ -27,7 +27,7 @@ from mesh.client.limits import Limits
 
 if TYPE_CHECKING:
     from mesh.client import Client, Task
-    from mesh.v1 import notice_pb2, order_pb2
+    from mesh.v1 import modules_pb2, notice_pb2, order_pb2
 
 _DEFAULT = Limits()
 
@@ -139,14 +139,15 @@ def submit(
     """
     limits = Limits(cpus, memory, disk, fuel, wall, deadline, max_price, fee, priority, features)
     task = client.submit(
-        prepare(client, module, movable),
+        module,
         args,
         inputs=inputs,
         env=env,
         limits=limits,
         name=name or shlex.join([Path(module).stem, *args])[:64],
         key=key.encode(),
-        movable="no",  # it is as it should be already
+        movable=movable,
+        on_module=tell_module,
     )
     if detach:
         show_task(task.record, form)
@@ -154,18 +155,11 @@ def submit(
     finish(task, Story(), form, None if timeout is None else timeout / 1000, outs)
 
 
-def prepare(client: Client, module: str, movable: str) -> str:
-    """*module*, uploaded and made movable as is wanted; what came of that is told."""
+def tell_module(module: modules_pb2.Module) -> None:
+    """Whether what is submitted can be moved, or why not."""
     from mesh.client.facts import facts_of
 
-    cid = client.content(module)
-    if movable != "no":
-        story = Story()
-        story.pass_by("making the module movable")
-        made = facts_of(client.make_movable(cid, movable))
-        story.tell(f"the module {show_movable(made)}")
-        cid = made["module"]
-    return f"cid:{cid}"
+    say(f"the module {show_movable(facts_of(module))}")
 
 
 def finish(

@@ -19,7 +19,7 @@ from mesh.client.errors import BadRequest, NotFound
 from mesh.client.faults import told_plainly
 from mesh.client.files import below, in_chunks, in_messages, open_file, write_whole
 from mesh.client.limits import Limits
-from mesh.client.modules import AUTO, OUTER
+from mesh.client.modules import AUTO, NO, OUTER
 from mesh.client.streams import Call, Stream
 from mesh.client.task import Task
 from mesh.paths import Home, find_home
@@ -113,19 +113,24 @@ class Client:
         name: str = "",
         key: bytes = b"",
         movable: str = AUTO,
+        on_module: Callable[[modules_pb2.Module], object] | None = None,
     ) -> Task:
         """Bid for compute: upload *module* and *inputs*, admit the task.
 
-        *movable*, one of modules.CHOICES: whether it is to be able to go on elsewhere.
+        *movable*, `auto`, `yes` or `no`: whether it is to be able to go on elsewhere; *on_module*
+        hears what came of that, before anything is submitted.
 
         A module or input is a path, or `cid:…` for content that the node can find. The same *key*
         gives the same task, so a repeated call never pays twice; by default each call has its own.
         """
         limits = limits or Limits()
+        prepared = self.make_movable(self.content(module), movable)
+        if on_module is not None and movable != NO:
+            on_module(prepared)
         request = market_pb2.MarketBidRequest(
             idempotency_key=key or secrets.token_bytes(16),
             name=name or Path(module).stem,
-            module=self.make_movable(self.content(module), movable).module,
+            module=prepared.module,
             args=args,
             env=env or {},
             inputs={name: self.content(source) for name, source in (inputs or {}).items()},
