@@ -21,8 +21,8 @@ from mesh.errors import Exhausted, MeshError, PeerError, Refused
 from mesh.ids import Cid, check_cid
 from mesh.runtime.execution import MODULE_MAX
 from mesh.runtime.instrument import (
-    SECONDS_MAX,
     VARIABLE,
+    WAIT_SECONDS_MAX,
     Binaryen,
     check_tested,
     find_binaryen,
@@ -149,10 +149,12 @@ class Publishing:
         view = await self.describe(module)
         if view.is_movable:
             return view
-        seconds = TRY_SECONDS if or_as_it_is else SECONDS_MAX
+        seconds = TRY_SECONDS if or_as_it_is else WAIT_SECONDS_MAX
         try:
             made = await self.make(module, policy, seconds, again=not or_as_it_is)
-            return await trio.to_thread.run_sync(self._check_made, made)
+            if or_as_it_is:
+                await trio.to_thread.run_sync(lambda: check_task(self.read(made)))
+            return await self.describe(made)
         except Refused as refusal:
             if not or_as_it_is:
                 raise
@@ -228,10 +230,6 @@ class Publishing:
         except PeerError as error:
             origin, reason = None, f"it does not say plainly what it was made of: {error}"
         return ModuleView(module, True, origin, reason)
-
-    def _check_made(self, made: Cid) -> ModuleView:
-        check_task(self.read(made))
-        return self._describe(made)
 
     def read(self, module: Cid) -> bytes:
         """The bytes of a module. Raises MeshError."""

@@ -22,7 +22,7 @@ from mesh.publishing import Publishing
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
 from mesh.runtime.execution import MODULE_MAX, Workshop
-from mesh.runtime.instrument import SECONDS_MAX
+from mesh.runtime.instrument import WAIT_SECONDS_MAX
 from mesh.runtime.manifest import METER, Job, exit_status
 from mesh.runtime.origin import Origin
 from mesh.storage.blocks import Blocks, not_here
@@ -121,7 +121,9 @@ class Rerunner:
         if origin.instrumenter != here:
             return Skipped(f"its module was made by {origin.instrumenter}, and here is {here}")
         await self._bring_source(deal, origin.source)
-        made = await self.publishing.make(origin.source, origin.policy, SECONDS_MAX, again=True)
+        made = await self.publishing.make(
+            origin.source, origin.policy, WAIT_SECONDS_MAX, again=True
+        )
         claim = f"{format_cid(origin.source)} by {here} ({origin.policy.value})"
         read = self.publishing.read
         if made == module or await trio.to_thread.run_sync(lambda: read(made) == read(module)):
