@@ -91,7 +91,8 @@ _CID_PREFIX = bytes.fromhex("0181041220")  # CIDv1, codec messagepack (0x0201), 
 Escalation: TypeAlias = tuple[int, int, int, int]
 """(hlc, tier from, tier to, price from then on)"""
 Migration: TypeAlias = tuple[int, bytes, bytes, bytes]
-"""(hlc, key of the executor left, key of the executor reached, CID of the state moved)"""
+"""(fuel burnt until then by all executors, key of the one left, key of the one reached, CID of the
+state that went along)"""
 
 
 @frozen(kw_only=True)

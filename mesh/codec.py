@@ -49,6 +49,9 @@ _KINDS: tuple[type, ...] = (
     messages.Settled,
     messages.Slice,
     messages.Sliced,
+    messages.Saved,
+    messages.Handover,
+    messages.Stays,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from attrs import evolve, frozen
 
 from mesh.ids import EntryId, PeerId, TaskId
-from mesh.messages import Bid, Refusal, Result, Work
+from mesh.messages import Bid, Move, Refusal, Result, Saved, Work
 
 BIDS_KEPT_MAX = 32
 """Bids and refusals kept on a task's record: the newest win."""
@@ -72,6 +72,14 @@ class Answer:
 
 
 @frozen
+class SavedBy:
+    """A state that its executor gave us, and its bill up to there."""
+
+    executor: PeerId
+    saved: Saved
+
+
+@frozen
 class TaskRecord:
     """All that its auctioneer knows of one task."""
 
@@ -85,16 +93,27 @@ class TaskRecord:
     executor: PeerId | None = None
     answers: tuple[Answer, ...] = ()
     fuel: int = 0
-    """Progress as last reported."""
+    """Progress as last reported, by all executors together."""
     moves: int = 0
-    """Executors lost before this one."""
+    """Executors before this one, whether they were lost or gave it back."""
+    path: tuple[Move, ...] = ()
+    """The newest moves that took its state along: the next executor goes on from the last."""
+    saved: tuple[SavedBy, ...] = ()
+    """The last state of the run that we hold; before it, bills of states that we went on from
+    and have not paid yet."""
     alloc: EntryId | None = None
     settle: EntryId | None = None
     amount: int = 0
-    """What was paid, µcr."""
+    """What was paid, µcr, to all executors together."""
     result: Result | None = None
     reason: str = ""
     """Why it is in this state, for people."""
+
+
+def work_left(record: TaskRecord) -> Work:
+    """What an executor would find to do now."""
+    work, path = record.order.work, record.path
+    return evolve(work, fuel=work.fuel - path[-1].fuel, moves=path) if path else work
 
 
 def with_answer(record: TaskRecord, answer: Answer) -> TaskRecord:
