@@ -30,13 +30,13 @@ from mesh.migration.snapshot import (
 )
 from mesh.runtime import engine as engine_module
 from mesh.runtime.capture import capture, restore
-from mesh.runtime.engine import Guest, GuestMemory, open_engine
+from mesh.runtime.engine import GuestMemory, open_engine
 from mesh.runtime.files import Files
 from mesh.runtime.instrument import Binaryen, find_binaryen, instrument
 from mesh.runtime.manifest import METER
 from mesh.runtime.module import check_module
-from mesh.runtime.rewrite import Policy
 from mesh.runtime.pages import Kept
+from mesh.runtime.rewrite import Policy
 from mesh.runtime.suspension import Image, MovableGuest
 from mesh.runtime.trees import Tree
 from mesh.runtime.wasi import Exit, Wasi
