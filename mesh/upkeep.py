@@ -19,6 +19,7 @@ from mesh.errors import MeshError, NotFound, Stopped, Unavailable
 from mesh.kernel import Kernel
 from mesh.network.network import Network
 from mesh.performer import hosted_pin, task_pin
+from mesh.runtime.interpreters import INTERPRETERS, pin_of
 from mesh.storage.disk import DiskBlocks
 
 _log = logging.getLogger("mesh.upkeep")
@@ -87,6 +88,7 @@ async def sweep(blocks: DiskBlocks, kernel: Kernel) -> None:
     while True:
         needed = {task_pin(task) for task in kernel.records}
         needed |= {hosted_pin(task) for task in kernel.answers_for()}
+        needed |= {pin_of(interpreter) for interpreter in INTERPRETERS}
         try:
             unneeded = await trio.to_thread.run_sync(unpin, blocks, needed, unneeded)
             await trio.to_thread.run_sync(blocks.sweep, SWEEP_GRACE_S, trio.current_time())

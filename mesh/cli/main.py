@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "logs": ("client", "tasks", "What a task wrote to its standard output and error."),
     "get": ("client", "tasks", "Download a task's output."),
     "cancel": ("client", "tasks", "Take a task back."),
+    "runtime": ("client", "runtime", "Runtimes for programs: python. See what there is, add it."),
     "status": ("network", "network", "This node, now."),
     "peers": ("network", "network", "The peers of this node, and what they sell."),
     "receipts": ("money", "money", "Signed receipts of this node."),

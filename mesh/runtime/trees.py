@@ -95,6 +95,8 @@ class Tree:
 
     def find(self, parts: Parts) -> Stat | None:
         """What lies at *parts*, if every folder on the way there is a real one."""
+        if self.base is None and len(parts) == 1 and parts[0] not in self.entries:
+            return None
         found = None
         for depth in range(len(parts) + 1):
             path = self.host_path(parts[:depth])
