@@ -18,7 +18,7 @@ import trio
 from attrs import define, frozen
 
 from mesh.errors import PeerError, Unavailable
-from mesh.runtime.compiled import place_of, take
+from mesh.runtime.compiled import COMPILE_CPU_S, place_of, take
 from mesh.runtime.frames import (
     FRESH,
     Ended,
@@ -36,13 +36,19 @@ from mesh.runtime.workers import Template, Worker, WorkerDied, WorkerLost, open_
 
 __all__ = ["Outcome", "Statistics", "Supervisor", "WorkerLost", "open_supervisor", "walls"]
 
-COMPILE_S = 120.0
-"""The longest that getting ready and compiling may take; then the module is refused."""
+COMPILE_S = 600.0
+"""The longest that getting ready and compiling may take, on a machine however busy; then the module
+is refused. What bounds a compiler as a rule is its processor time (compiled.COMPILE_CPU_S)."""
 PROGRESS_S = 0.1
 """Progress that comes faster is not passed on."""
 WAITING_PER_WORKER = 4
 """Runs that may wait for a worker; more are turned away."""
 _PAUSED_TICK_S = 0.25
+_COMPILER_ENDS = {
+    "SIGABRT": "the compiler gave up, for want of memory or a flaw of its own",
+    "SIGXCPU": f"compiling it takes over {COMPILE_CPU_S} s of processor",
+}
+"""Why a worker dies before its task runs and would die elsewhere too."""
 
 
 @frozen
@@ -223,9 +229,9 @@ class Supervisor:
             ended = await self._follow(run, job, kept, on_progress)
         except WorkerDied:
             how = await run.worker.end()
-            if run.has_started or how != "SIGABRT":
+            if run.has_started or how not in _COMPILER_ENDS:
                 raise WorkerLost(_how_lost(run, how)) from None
-            ended = _refused("the compiler gave up, for want of memory or a flaw of its own")
+            ended = _refused(_COMPILER_ENDS[how])
         except PeerError as error:
             raise WorkerLost(f"the worker broke the protocol: {error}") from None
         finally:

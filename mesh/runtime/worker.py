@@ -20,6 +20,7 @@ from typing import NoReturn
 from wasmtime import MemoryType, Module, Trap, TrapCode
 
 from mesh.errors import Refused
+from mesh.runtime.compiled import COMPILE_CPU_S
 from mesh.runtime.engine import Guest, GuestMemory, load_module, open_engine
 from mesh.runtime.files import DESCRIPTORS_MAX, Files
 from mesh.runtime.frames import (
@@ -116,6 +117,13 @@ def _wall_in_closer(run: RunJob) -> None:
         raise HostFailure(f"the sandbox does not stand: {error.strerror}") from error
 
 
+def _limit_compiling() -> None:
+    """However busy the machine: SIGXCPU ends a compiler that takes too long. Undone by `_limit_all`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    most = int(time.process_time()) + COMPILE_CPU_S
+    resource.setrlimit(resource.RLIMIT_CPU, (most if hard < 0 else min(most, hard), hard))
+
+
 def _limit_all(job: Job) -> None:
     """The limits that stand behind our own, should those be got round.
 
@@ -143,6 +151,7 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
     scratch = Path(run.scratch)
     if sys.platform == "linux":
         _limit(resource.RLIMIT_DATA, job.memory + HOST_ROOM)
+    _limit_compiling()
     engine = open_engine()
     statm = _open_statm()
     _wall_in(run)
