@@ -3,10 +3,10 @@
     python tools/fuzz.py --seconds 600           seeds 0, 1, 2 … for ten minutes
     python tools/fuzz.py --seed 7 --seconds 0    one seed again, to look at what it found
 
-A seed is a guest that makes CALLS calls. After each of them the laws must hold: nothing but an errno
-or an exit comes out; no file outside of the guest's folders is named to this machine, and memory is
-the guest's own; quota, output and descriptors keep their bounds, and the quota's count is what lies
-on the disk; a call does a bounded number of things. The same seed does the same, byte for byte.
+A seed is a guest that makes CALLS calls. After each of them the laws must hold: nothing but an
+errno or an exit comes out; no file outside of the guest's folders is named to this machine, and
+memory is the guest's own; quota, output and descriptors keep their bounds, and the quota's count is
+what lies on the disk; a call does a bounded number of things. The same seed does the same.
 """
 
 from __future__ import annotations
@@ -218,7 +218,8 @@ class Guest:
             with watching(self.folders):
                 answer = Errno(self.wasi.call(name, self.memory, tuple(signed))).name
         except Exit as end:
-            _check(name == "proc_exit" and end.code == args[0] % (1 << 32), f"{name} ends it with {end.code}")
+            is_asked = name == "proc_exit" and end.code == args[0] % (1 << 32)
+            _check(is_asked, f"{name} ends it with {end.code}")
             answer = "exit"
         except Exception as error:
             raise Broken(f"call {number}, {name}{args}: {type(error).__name__}: {error}") from error
@@ -396,10 +397,10 @@ def _open_handles() -> int:
 # --- the tool ---------------------------------------------------------------------------------
 
 
-def play(seed: int, store: wasmtime.Store, **broken: object) -> Guest:
+def play(seed: int, store: wasmtime.Store, build: Build = Files, tree: type[Tree] = Tree) -> Guest:
     """One guest from its first call to its last. Raises Broken."""
     with tempfile.TemporaryDirectory() as folder:
-        guest = Guest(seed, Path(folder), store, **broken)  # type: ignore[arg-type]
+        guest = Guest(seed, Path(folder), store, build, tree)
         guest.run()
         return guest
 
@@ -425,7 +426,8 @@ def main(argv: list[str]) -> int:
             break
     for name in sorted(ROLES):
         told = {answer: n for (called, answer), n in sorted(answers.items()) if called == name}
-        print(f"{name:24} {sum(told.values()):>9}  " + " ".join(f"{a} {n}" for a, n in told.items()))
+        each = " ".join(f"{answer} {n}" for answer, n in told.items())
+        print(f"{name:24} {sum(told.values()):>9}  {each}")
     print(f"seeds {options.seed} to {seed - 1}: {answers.total()} calls, all laws held")
     print(f"the slowest call took {slowest * 1000:.1f} ms of processor")
     return 0

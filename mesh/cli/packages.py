@@ -77,7 +77,7 @@ def _download(package: Package, folder: Path) -> Path:
             npm = shutil.which("npm")
             if npm is None:
                 raise Refused("npm is not on the PATH")
-            command = [npm, "pack", "--silent", "--ignore-scripts"]
+            command = [npm, "pack", "--loglevel=error", "--ignore-scripts"]
             command += ["--pack-destination", str(folder), "@".join(pinned)]
         case _:
             assert_never(package.registry)
@@ -98,9 +98,8 @@ def _run(command: list[str]) -> None:
     except OSError as error:
         raise Refused(f"{command[0]}: {error.strerror}") from None
     if done.returncode:
-        lines = done.stderr.decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it says no more")
-        raise Refused(f"its client failed: {last[:200]}")
+        words = " ".join(done.stderr.decode(errors="replace").split())
+        raise Refused(f"its client failed: {words[:300] or 'it says no more'}")
 
 
 def _unpack(archive: Path, member: str, size: int, target: Path) -> None:

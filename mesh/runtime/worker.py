@@ -118,7 +118,7 @@ def _wall_in_closer(run: RunJob) -> None:
 
 
 def _limit_compiling() -> None:
-    """However busy the machine: SIGXCPU ends a compiler that takes too long. Undone by `_limit_all`."""
+    """SIGXCPU ends a compiler that takes too long, however busy the machine; see `_limit_all`."""
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     most = int(time.process_time()) + COMPILE_CPU_S
     resource.setrlimit(resource.RLIMIT_CPU, (most if hard < 0 else min(most, hard), hard))

@@ -42,9 +42,7 @@ def buyer() -> Iterator[Node]:
         yield node
 
 
-def test_a_program_runs_as_at_home_once_the_runtime_was_added(
-    buyer: Node, tmp_path: Path
-) -> None:
+def test_a_program_runs_as_at_home_once_the_runtime_was_added(buyer: Node, tmp_path: Path) -> None:
     program, helper, got = (tmp_path / name for name in ("prog.py", "helper.py", "got.txt"))
     program.write_text(PROGRAM)
     helper.write_text("def double(number):\n    return 2 * number\n")
