@@ -22,13 +22,17 @@ def main(argv: list[str]) -> int:
         print((__doc__ or "").strip(), file=sys.stderr)
         return 2
     target = Path(argv[0])
-    try:
-        if not target.exists():
+    if not target.exists():
+        try:
             fetch(PYTHON, target, lambda line: print(line, file=sys.stderr))
+        except Refused as refusal:
+            print(refusal.reason, file=sys.stderr)
+            return UNREACHED
+    try:
         check_bytes(PYTHON, target)
     except Refused as refusal:
-        print(f"{refusal.reason} ({refusal.hint})", file=sys.stderr)
-        return UNREACHED
+        print(f"{refusal.reason}; remove it", file=sys.stderr)
+        return 1
     return 0
 
 
