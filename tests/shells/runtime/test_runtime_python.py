@@ -117,6 +117,16 @@ async def test_how_a_program_ends_is_told(folder: Path, program: str, code: int,
     assert ("/in/main.py" in ran.err) == ("Error" in ran.err)
 
 
+async def test_recursion_through_c_ends_at_the_modules_own_stack(folder: Path) -> None:
+    """512 KiB of it, some sixty levels: a trap, and no exception; but the same one each time."""
+    program = "def f(n):\n    print(n, flush=True)\n    return list(map(f, [n + 1]))\nf(0)"
+    first, second = await play(folder, program), await play(folder, program)
+    assert first.all() == second.all()
+    assert first.status == "trapped"
+    assert "memory access out of bounds" in first.detail
+    assert 50 < int(first.out.split()[-1]) < 100
+
+
 async def test_a_program_without_end_burns_what_was_bought(folder: Path) -> None:
     ran = await play(folder, "while True: pass", fuel=10**9)
     assert (ran.status, ran.fuel) == ("out-of-fuel", 10**9)
