@@ -22,6 +22,7 @@ from mesh.api.door import (
     Intake,
     LedgerView,
     LineView,
+    ModuleView,
     NodeView,
     Numbered,
     PeerView,
@@ -50,12 +51,14 @@ from mesh.market.own_chain import UNCONFIRMED
 from mesh.messages import Work
 from mesh.network.network import Network
 from mesh.performer import Performer, task_pin
+from mesh.publishing import Publishing, source_here
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
-from mesh.runtime.execution import MODULE_MAX, Workshop
+from mesh.runtime.execution import Workshop
 from mesh.runtime.interpreters import interpreter_of, pin_of
-from mesh.runtime.manifest import Job, check_task
-from mesh.sansio import CancelRequested, Submitted
+from mesh.runtime.manifest import Job, check_module
+from mesh.runtime.rewrite import Policy
+from mesh.sansio import CancelRequested, DrainSet, MoveRequested, Submitted
 from mesh.storage import files
 from mesh.storage.disk import DiskBlocks, room_under
 
@@ -93,6 +96,7 @@ class Desk:
     quota: int
     bookkeeper: Bookkeeper
     auditor: Auditor
+    publishing: Publishing
     scratch: Path
     agent: str
     started_at: float
@@ -156,6 +160,13 @@ class Desk:
         self.task(task)
         await self.driver.post(CancelRequested(task))
 
+    async def migrate(self, task: TaskId, to: PeerId | None) -> None:
+        """Raises NotFound; Refused where it does not run, or runs there already."""
+        self.task(task)
+        if why_not := self.kernel.migrator.why_not(task, to):
+            raise Refused(why_not, f"mesh inspect {format_task(task)}")
+        await self.driver.post(MoveRequested(task, to))
+
     def follow(
         self, task: TaskId | None
     ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Numbered]]:
@@ -167,7 +178,8 @@ class Desk:
         for what, root in (("module", request.module), *request.inputs):
             if not self.blocks.has(root):
                 raise _missing(what, root)
-        check_task(self._read(request.module, MODULE_MAX))
+        wasm = self.publishing.read(request.module)
+        check_module(wasm)
         job = Job(
             module=request.module,
             args=request.args,
@@ -185,7 +197,8 @@ class Desk:
         cid = cid_of(RAW, data)
         self.blocks.put(cid, data)
         roots = tuple(root for _, root in request.inputs)
-        self.blocks.pin_all((cid, request.module, *roots), task_pin(task))
+        kept = (cid, request.module, *roots, *source_here(self.blocks, wasm))
+        self.blocks.pin_all(kept, task_pin(task))
         return Work(
             job=cid,
             module=request.module,
@@ -196,13 +209,15 @@ class Desk:
             features=request.features,
         )
 
-    def _read(self, cid: Cid, bytes_max: int) -> bytes:
-        data = bytearray()
-        for chunk in files.read_file(self.blocks, cid):
-            data += chunk
-            if len(data) > bytes_max:
-                raise Refused(f"the module has more than {bytes_max >> 20} MiB")
-        return bytes(data)
+    # --- modules --------------------------------------------------------------------------------
+
+    async def instrument(self, module: Cid, policy: Policy, *, or_as_it_is: bool) -> ModuleView:
+        """Raises NotFound, Refused."""
+        return await self.publishing.instrument(module, policy, or_as_it_is=or_as_it_is)
+
+    async def describe_module(self, module: Cid) -> ModuleView:
+        """Raises NotFound, Refused."""
+        return await self.publishing.describe(module)
 
     # --- the node -------------------------------------------------------------------------------
 
@@ -229,6 +244,7 @@ class Desk:
             tier=self.bookkeeper.tier.promise(),
             storage="embedded",
             counters=tuple(sorted(self._counters().items())),
+            draining=kernel.is_closed,
         )
 
     def peers(self) -> Sequence[PeerView]:
@@ -249,6 +265,10 @@ class Desk:
                 )
             )
         return views
+
+    async def drain(self, *, is_on: bool) -> None:
+        """Until it is open again, or started again."""
+        await self.driver.post(DrainSet(is_on))
 
     def _counters(self) -> dict[str, int]:
         transfers = self.performer.transfers.statistics()

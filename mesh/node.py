@@ -137,6 +137,8 @@ def _gather(config: Config, home: Home, files: Belongings) -> Facts:
         candidates=config.market.candidates,
         window_ms=config.market.window_ms,
         ttl_ms=config.market.lease_ttl_s * 1000,
+        save_at_least_ms=min(Policy().save_at_least_ms, config.sell.checkpoint_s * 1000),
+        save_at_most_ms=config.sell.checkpoint_s * 1000,
         credit_line=config.ledger.credit_line,
         tier=config.ledger.tier,
         witnesses=tuple(quorum.members) if (quorum := quorum_of(config.ledger)) else (),
@@ -229,7 +231,7 @@ async def _serve(
             replication.run,
             partial(scan, home.state / "ledger.sqlite", alarm.ring),
             performer.gossip,
-            partial(sweep, files.blocks, kernel),
+            partial(sweep, files.blocks, kernel, performer.states_kept),
             partial(watch, Probe(ThisMachine(), trio.current_time), driver.post),
             partial(advertise, network, kernel),
             partial(driver.drive, persist=performer.persist, perform=performer.perform),
@@ -316,7 +318,8 @@ def _set_up_desk(
         tier=Tier.of(kernel.tier, quorum_of(config.ledger)),
         is_archive=config.ledger.archive,
     )
-    rerunner = Rerunner(files.key.peer, files.blocks, performer.workshop, performer.fetch)
+    me, publishing = files.key.peer, files.publishing
+    rerunner = Rerunner(me, files.blocks, performer.workshop, performer.fetch, publishing)
     return Desk(
         kernel=kernel,
         driver=driver,
@@ -327,7 +330,8 @@ def _set_up_desk(
         blocks=files.blocks,
         quota=config.storage.quota,
         bookkeeper=bookkeeper,
-        auditor=Auditor(files.key.peer, files.reader, reading, rerunner),
+        auditor=Auditor(me, files.reader, reading, rerunner),
+        publishing=publishing,
         scratch=files.scratch,
         agent=_agent(),
         started_at=trio.current_time(),

@@ -15,12 +15,13 @@ from typing import Self, TypeVar
 import grpc
 
 from mesh import ids
-from mesh.client import references
+from mesh.client import modules, references
 from mesh.client.address import find_target
 from mesh.client.errors import BadRequest, NotFound
 from mesh.client.faults import told_plainly
 from mesh.client.files import below, in_chunks, in_messages, open_file, write_whole
 from mesh.client.limits import Limits
+from mesh.client.modules import AUTO, NO, OUTER
 from mesh.client.programs import QUESTION, Reply, ask, for_interpreter
 from mesh.client.streams import Call, Stream
 from mesh.client.task import Task
@@ -33,6 +34,8 @@ from mesh.v1 import (
     ledger_pb2_grpc,
     market_pb2,
     market_pb2_grpc,
+    modules_pb2,
+    modules_pb2_grpc,
     node_pb2,
     node_pb2_grpc,
     order_pb2,
@@ -75,6 +78,7 @@ class Client:
         self._tasks = tasks_pb2_grpc.TasksStub(self._channel)
         self._node = node_pb2_grpc.NodeStub(self._channel)
         self._files = files_pb2_grpc.FilesStub(self._channel)
+        self._modules = modules_pb2_grpc.ModulesStub(self._channel)
         self._ledger = ledger_pb2_grpc.LedgerStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -112,22 +116,32 @@ class Client:
         limits: Limits | None = None,
         name: str = "",
         key: bytes = b"",
+        movable: str = AUTO,
+        on_module: Callable[[modules_pb2.Module], object] | None = None,
         runtime: str = "",
     ) -> Task:
         """Bid for compute: upload *module* and *inputs*, admit the task.
 
+        *movable*, `auto`, `yes` or `no`: whether it is to be able to go on elsewhere; *on_module*
+        hears what came of that, before anything is submitted.
+
         A module or input is a path, or `cid:…` for content that the node can find. The same *key*
         gives the same task, so a repeated call never pays twice; by default each call has its own.
-        With a *runtime* (`python`) the module is a program for it, and lies at /in/main.py.
+        With a *runtime* (`python`) the module is a program for it, and lies at /in/main.py; the
+        runtime is made movable by `yes` alone: that takes minutes, once.
         """
         limits = limits or Limits()
         name = name or Path(module).stem
         if runtime:
             module, args, inputs = for_interpreter(runtime, module, args, inputs or {})
+            movable = NO if movable == AUTO else movable
+        prepared = self.make_movable(self.content(module), movable)
+        if on_module is not None and movable != NO:
+            on_module(prepared)
         request = market_pb2.MarketBidRequest(
             idempotency_key=key or secrets.token_bytes(16),
             name=name,
-            module=self.content(module),
+            module=prepared.module,
             args=args,
             env=env or {},
             inputs={name: self.content(source) for name, source in (inputs or {}).items()},
@@ -220,12 +234,44 @@ class Client:
         with told_plainly(self.target):
             self._tasks.Cancel(tasks_pb2.TasksCancelRequest(task_id=task), timeout=ANSWER_S)
 
+    def migrate(self, task: str, to: str = "") -> None:
+        """Ask for the running *task* to go on at another node, at the peer *to* if that bids."""
+        with told_plainly(self.target):
+            request = tasks_pb2.TasksMigrateRequest(task_id=task, to=to)
+            self._tasks.Migrate(request, timeout=ANSWER_S)
+
+    # --- modules -------------------------------------------------------------------------------
+
+    def make_movable(
+        self, module: str, movable: str = AUTO, policy: str = OUTER
+    ) -> modules_pb2.Module:
+        """The module with this CID as it is to be submitted: made movable by the node, or as it is.
+
+        By `auto` it stays as it is where that is not possible; the answer says why.
+        """
+        request = modules.request(module, movable, policy)
+        if request is None:
+            return modules_pb2.Module(module=module, reason=modules.NOT_ASKED)
+        with told_plainly(self.target):
+            return self._modules.Instrument(request, timeout=UPLOAD_S).module
+
+    def module(self, module: str) -> modules_pb2.Module:
+        """What is known of the module with this CID: whether it can be moved, and its origin."""
+        request = modules_pb2.ModulesDescribeRequest(module=references.check_cid(module))
+        with told_plainly(self.target):
+            return self._modules.Describe(request, timeout=ANSWER_S).module
+
     # --- the node ------------------------------------------------------------------------------
 
     def status(self) -> node_pb2.NodeStatusResponse:
         """This node, now."""
         with told_plainly(self.target):
             return self._node.Status(node_pb2.NodeStatusRequest(), timeout=ANSWER_S)
+
+    def drain(self, *, is_on: bool = True) -> None:
+        """Let the node take nothing new on and move what runs there; or open it again."""
+        with told_plainly(self.target):
+            self._node.Drain(node_pb2.NodeDrainRequest(is_on=is_on), timeout=ANSWER_S)
 
     def peers(self) -> Iterator[node_pb2.Peer]:
         """Every peer that this node knows."""
