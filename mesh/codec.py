@@ -52,6 +52,7 @@ _KINDS: tuple[type, ...] = (
     messages.Saved,
     messages.Handover,
     messages.Stays,
+    messages.Keep,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 

@@ -295,6 +295,16 @@ class Handover:
 
 
 @frozen
+class Keep:
+    """Auctioneer to one who bid for a task that runs elsewhere: have this state of it ready."""
+
+    task: TaskId
+    state: Cid
+    bytes_max: int
+    """More than the state can have."""
+
+
+@frozen
 class Stays:
     """Executor to auctioneer: it cannot be given back; it runs on."""
 
@@ -342,5 +352,6 @@ Message: TypeAlias = (
     | Saved
     | Handover
     | Stays
+    | Keep
 )
 """Everything that may arrive from a peer on the message stream."""

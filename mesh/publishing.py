@@ -29,7 +29,7 @@ from mesh.runtime.instrument import (
     name_of,
     version_of,
 )
-from mesh.runtime.manifest import check_task
+from mesh.runtime.manifest import check_module
 from mesh.runtime.module import check_module
 from mesh.runtime.origin import read_origin
 from mesh.runtime.rewrite import Policy
@@ -153,7 +153,7 @@ class Publishing:
         try:
             made = await self.make(module, policy, seconds, again=not or_as_it_is)
             if or_as_it_is:
-                await trio.to_thread.run_sync(lambda: check_task(self.read(made)))
+                await trio.to_thread.run_sync(lambda: check_module(self.read(made)))
             return await self.describe(made)
         except Refused as refusal:
             if not or_as_it_is:

@@ -215,6 +215,7 @@ Timer: TypeAlias = Literal[
     "answer",
     "claim",
     "save",
+    "keep",
     "accounts",
     "offer",
 ]
@@ -374,6 +375,24 @@ class Collect:
 
 
 @frozen
+class KeepState:
+    """Fetch a state from its auctioneer and keep it, in place of the last. Nothing follows."""
+
+    task: TaskId
+    buyer: PeerId
+    state: Cid
+    bytes_max: int
+
+
+@frozen
+class DropState:
+    """A task's state need not be kept any longer."""
+
+    task: TaskId
+    buyer: PeerId
+
+
+@frozen
 class Certify:
     """Ask the witnesses to vote for our *entry*, the award of a task. Ends in Certified."""
 
@@ -419,6 +438,8 @@ Action: TypeAlias = (
     | Checkpoint
     | Suspend
     | Collect
+    | KeepState
+    | DropState
     | Certify
     | Penalize
     | Notify

@@ -25,7 +25,9 @@ ZIG = "ziglang==0.17.1"
 FOLDERS = ("mesh/examples", "tests/guests")
 CHECKSUMS = ROOT / "tests/guests/SHA256SUMS"
 MOVABLE = (
+    "tests/guests/heap.wasm",
     "tests/guests/hostile.wasm",
+    "tests/guests/traveller.wasm",
     "mesh/examples/mandelbrot.wasm",
     "mesh/examples/collatz.wasm",
 )
