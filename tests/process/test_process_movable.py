@@ -67,3 +67,9 @@ def test_a_node_without_binaryen_runs_the_module_as_it_is_and_says_why(
     assert insists.returncode == 2
     assert "this machine has no Binaryen" in insists.stderr
     assert VARIABLE in insists.stderr
+    task = buyer.spin()
+    mesh.executor_of(buyer, task)
+    stays = buyer.command("migrate", task)
+    assert stays.returncode == 3, stays.stderr
+    assert "was not moved" in stays.stderr
+    buyer.client.cancel(task)
