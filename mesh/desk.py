@@ -54,7 +54,6 @@ from mesh.performer import Performer, task_pin
 from mesh.publishing import Publishing, source_here
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
-from mesh.runtime.execution import Workshop
 from mesh.runtime.interpreters import interpreter_of, pin_of
 from mesh.runtime.manifest import Job, check_module
 from mesh.runtime.rewrite import Policy
@@ -90,7 +89,6 @@ class Desk:
     driver: Driver
     broadcast: Broadcast
     performer: Performer
-    workshop: Workshop
     network: Network
     blocks: DiskBlocks
     quota: int

@@ -103,8 +103,7 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
             tier=Tier(),
         )
         publishing = Publishing(hands.blocks, folder / "scratch", folder / "publishing")
-        fetch = hands.performer.fetch
-        rerunner = Rerunner(KEY.peer, hands.blocks, hands.workshop, fetch, publishing)
+        rerunner = Rerunner(KEY.peer, hands.workshop, hands.performer.fetch, publishing)
         auditor = Auditor(KEY.peer, hands.ledger, reading, rerunner)
         yield (
             Desk(
@@ -112,7 +111,6 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
                 driver=driver,
                 broadcast=Broadcast(),
                 performer=hands.performer,
-                workshop=hands.workshop,
                 network=hands.network,
                 blocks=hands.blocks,
                 quota=quota,
