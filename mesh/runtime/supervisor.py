@@ -18,6 +18,7 @@ import trio
 from attrs import define, frozen
 
 from mesh.errors import PeerError, Unavailable
+from mesh.ids import Cid
 from mesh.runtime.compiled import place_of, take
 from mesh.runtime.frames import (
     FRESH,
@@ -32,12 +33,14 @@ from mesh.runtime.frames import (
 from mesh.runtime.manifest import Job, encode
 from mesh.runtime.sandbox import walls
 from mesh.runtime.stopwatch import Stopwatch
+from mesh.runtime.template_wire import FORK_SERIES
 from mesh.runtime.workers import Template, Worker, WorkerDied, WorkerLost, open_template
 
 __all__ = ["Outcome", "Statistics", "Supervisor", "WorkerLost", "open_supervisor", "walls"]
 
 COMPILE_S = 120.0
 """The longest that getting ready and compiling may take; then the module is refused."""
+COMPILER_GAVE_UP = "the compiler gave up, for want of memory or a flaw of its own"
 PROGRESS_S = 0.1
 """Progress that comes faster is not passed on."""
 WAITING_PER_WORKER = 4
@@ -120,6 +123,7 @@ class Supervisor:
         self._runs: dict[str, _Run] = {}
         self._kept: dict[str, Path] = {}
         self._numbers = 0
+        self._lent: set[Worker] = set()
         self._started = self._ended = self._cancelled = 0
         self._lost = self._late = self._turned_away = 0
 
@@ -144,8 +148,7 @@ class Supervisor:
         if self._limiter.statistics().tasks_waiting >= self._waiting_max:
             self._turned_away += 1
             raise Unavailable(f"{self._waiting_max} runs are waiting for a worker already")
-        self._numbers += 1
-        run = _Run(self._folder / "tasks" / str(self._numbers), Stopwatch(is_paused=False))
+        run = _Run(self.new_scratch(), Stopwatch(is_paused=False))
         self._runs[key] = run
         has_ended = False
         try:
@@ -161,7 +164,7 @@ class Supervisor:
         finally:
             del self._runs[key]
             if not has_ended:
-                await _remove(run.scratch)
+                await remove(run.scratch)
         self._ended += 1
         self._kept[key] = run.scratch
         return outcome
@@ -182,7 +185,7 @@ class Supervisor:
         """Remove what an outcome left behind, if there is one of that name."""
         scratch = self._kept.pop(key, None)
         if scratch is not None:
-            await _remove(scratch)
+            await remove(scratch)
 
     def statistics(self) -> Statistics:
         runs = self._runs.values()
@@ -194,12 +197,42 @@ class Supervisor:
             late=self._late,
             turned_away=self._turned_away,
             template_starts=self._template.starts,
-            running=sum(run.worker is not None for run in runs),
+            running=sum(run.worker is not None for run in runs) + len(self._lent),
             paused=sum(run.watch.is_paused for run in runs),
             kept=len(self._kept),
             memory=sum(run.memory for run in runs),
-            pids=tuple(run.worker.pid for run in runs if run.worker is not None),
+            pids=tuple(
+                worker.pid
+                for worker in (*(run.worker for run in runs), *self._lent)
+                if worker is not None
+            ),
         )
+
+    @asynccontextmanager
+    async def lend(self) -> AsyncIterator[Worker]:
+        """A worker for a series, one of those there may be at a time; it ends with the block.
+
+        Raises WorkerLost.
+        """
+        async with self._limiter:
+            worker = await self._template.fork(FORK_SERIES)
+            self._lent.add(worker)
+            try:
+                yield worker
+            finally:
+                self._lent.remove(worker)
+                await worker.end()
+
+    def new_scratch(self) -> Path:
+        """A folder of its own for a series; it is removed with the supervisor at the latest."""
+        self._numbers += 1
+        scratch = self._folder / "tasks" / str(self._numbers)
+        make_private(scratch)
+        return scratch
+
+    def place_of(self, module: Cid) -> Path:
+        """Where *module* is kept compiled."""
+        return place_of(self._folder / "compiled", module)
 
     # --- one run ------------------------------------------------------------------------------
 
@@ -211,9 +244,9 @@ class Supervisor:
         inputs: Mapping[str, Path],
         on_progress: Callable[[int], None],
     ) -> Outcome:
-        _make_scratch(run.scratch)
-        kept = place_of(self._folder / "compiled", job.module)
-        order = _order(job, module, inputs, run.scratch, kept)
+        make_private(run.scratch / "out", run.scratch / "tmp")
+        kept = self.place_of(job.module)
+        order = order_of(job, module, inputs, run.scratch, kept)
         run.worker = await self._template.fork()
         self._started += 1
         try:
@@ -224,14 +257,14 @@ class Supervisor:
         except WorkerDied:
             how = await run.worker.end()
             if run.has_started or how != "SIGABRT":
-                raise WorkerLost(_how_lost(run, how)) from None
-            ended = _refused("the compiler gave up, for want of memory or a flaw of its own")
+                raise WorkerLost(how_lost(run.has_started, how)) from None
+            ended = refused(COMPILER_GAVE_UP)
         except PeerError as error:
             raise WorkerLost(f"the worker broke the protocol: {error}") from None
         finally:
             await run.worker.end()
             run.worker = None
-        await _remove(run.scratch / "tmp")
+        await remove(run.scratch / "tmp")
         return Outcome(
             status=ended.status,
             exit_code=ended.exit_code,
@@ -258,15 +291,15 @@ class Supervisor:
                 case StartedRunning():
                     run.has_started = True
                     run.watch = Stopwatch(is_paused=run.watch.is_paused)
-                    await _keep_compiled(run.scratch / FRESH, kept)
+                    await keep_compiled(run.scratch / FRESH, kept)
                 case Progress(fuel=fuel, rss=rss):
-                    _check(run.fuel <= fuel <= job.fuel)
+                    check_fuel(run.fuel <= fuel <= job.fuel)
                     run.fuel, run.memory = fuel, rss
                     if trio.current_time() - told >= PROGRESS_S:
                         told = trio.current_time()
                         on_progress(fuel)
                 case Ended() as ended:
-                    _check(run.fuel <= ended.fuel <= job.fuel)
+                    check_fuel(run.fuel <= ended.fuel <= job.fuel)
                     return ended
                 case Failed(reason=reason):
                     raise WorkerLost(reason)
@@ -284,7 +317,7 @@ class Supervisor:
     def _end_late(self, run: _Run, job: Job) -> Ended:
         self._late += 1
         if not run.has_started:
-            return _refused(f"compiling it takes over {COMPILE_S:.0f} s")
+            return refused(f"compiling it takes over {COMPILE_S:.0f} s")
         return Ended("wall-limit", 0, f"it ran for {job.wall_ms} ms", run.fuel, b"", b"")
 
 
@@ -293,21 +326,21 @@ async def open_supervisor(folder: Path, *, workers_max: int) -> AsyncIterator[Su
     """A supervisor with its files in *folder*: compiled modules stay, the rest goes in the end."""
     assert workers_max > 0
     folder = _absolute(folder)
-    await _remove(folder / "tasks")
-    _make_private(folder, folder / "tasks", folder / "compiled")
+    await remove(folder / "tasks")
+    make_private(folder, folder / "tasks", folder / "compiled")
     async with open_template(folder) as template:
         try:
             yield Supervisor(folder, workers_max, template)
         finally:
-            await _remove(folder / "tasks")
+            await remove(folder / "tasks")
 
 
-def _order(job: Job, module: Path, inputs: Mapping[str, Path], scratch: Path, kept: Path) -> RunJob:
+def order_of(job: Job, module: Path, inputs: Mapping[str, Path], scratch: Path, kept: Path) -> RunJob:
     named = tuple((name, str(_absolute(path))) for name, path in sorted(inputs.items()))
     return RunJob(encode(job), str(_absolute(module)), named, str(scratch), str(kept))
 
 
-async def _keep_compiled(fresh: Path, kept: Path) -> None:
+async def keep_compiled(fresh: Path, kept: Path) -> None:
     try:
         await trio.to_thread.run_sync(take, fresh, kept)
     except OSError as error:
@@ -318,34 +351,29 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _make_private(*folders: Path) -> None:
+def make_private(*folders: Path) -> None:
     for folder in folders:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
 
 
-def _refused(why: str) -> Ended:
+def refused(why: str) -> Ended:
     return Ended("refused", 0, f"the module cannot run here: {why}", 0, b"", b"")
 
 
-def _how_lost(run: _Run, how: str) -> str:
-    when = "while its task ran" if run.has_started else "before its task ran"
+def how_lost(has_started: bool, how: str) -> str:
+    """Why a worker is lost that ended so."""
+    when = "while its task ran" if has_started else "before its task ran"
     why = ": a system call that none makes, as code does that escaped" if how == "SIGSYS" else ""
     return f"the worker died {when} ({how}{why})"
 
 
-def _check(is_sane: bool) -> None:
+def check_fuel(is_sane: bool) -> None:
     if not is_sane:
         raise PeerError("a worker whose fuel runs backwards or beyond its limit")
 
 
-def _make_scratch(scratch: Path) -> None:
-    scratch.mkdir(mode=0o700)
-    for name in ("out", "tmp"):
-        (scratch / name).mkdir(mode=0o700)
-
-
-async def _remove(path: Path) -> None:
+async def remove(path: Path) -> None:
     """A stranger's files may be many: not on the event loop. What resists is left for later."""
     with trio.CancelScope(shield=True):
         await trio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))

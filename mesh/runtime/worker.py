@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -68,15 +69,15 @@ _STARVED = (TrapCode.UNREACHABLE, TrapCode.MEMORY_OUT_OF_BOUNDS)
 
 def serve(connection: socket.socket, parent: int) -> NoReturn:
     """Be the worker at the other end of *connection*; the process ends here."""
-    _leave(parent)
+    leave(parent)
     try:
-        _send(connection, Ready())
-        run = decode_run(_receive(connection))
+        send(connection, Ready())
+        run = decode_run(receive(connection))
         try:
             report: Report = _perform(connection, run)
         except HostFailure as failure:
             report = Failed(str(failure))
-        _send(connection, report)
+        send(connection, report)
     except (BrokenPipeError, ConnectionResetError, EOFError):
         os._exit(1)  # nobody is there to be told
     os._exit(0)
@@ -85,7 +86,7 @@ def serve(connection: socket.socket, parent: int) -> NoReturn:
 # --- confinement ------------------------------------------------------------------------------
 
 
-def _leave(parent: int) -> None:
+def leave(parent: int) -> None:
     """A session of its own, the lowest priority, nothing to gain by exec, death with its parent."""
     renounce()
     os.setsid()
@@ -94,7 +95,7 @@ def _leave(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
-    _limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_CORE, 0)
 
 
 def _wall_in(run: RunJob) -> None:
@@ -122,13 +123,13 @@ def _limit_all(job: Job) -> None:
     Not before instantiating: wasmtime keeps the module's data in a memory file of any size.
     """
     seconds = job.wall_ms // 1000 + int(time.process_time())
-    _limit(resource.RLIMIT_CPU, seconds + 60)
-    _limit(resource.RLIMIT_FSIZE, job.disk)
-    _limit(resource.RLIMIT_NOFILE, DESCRIPTORS_MAX + 64)
-    _limit(resource.RLIMIT_NPROC, 0)
+    limit(resource.RLIMIT_CPU, seconds + 60)
+    limit(resource.RLIMIT_FSIZE, job.disk)
+    limit(resource.RLIMIT_NOFILE, DESCRIPTORS_MAX + 64)
+    limit(resource.RLIMIT_NPROC, 0)
 
 
-def _limit(what: int, most: int) -> None:
+def limit(what: int, most: int) -> None:
     _, hard = resource.getrlimit(what)
     if hard != resource.RLIM_INFINITY:
         most = min(most, hard)
@@ -142,34 +143,20 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
     job = decode(run.job)
     scratch = Path(run.scratch)
     if sys.platform == "linux":
-        _limit(resource.RLIMIT_DATA, job.memory + HOST_ROOM)
+        limit(resource.RLIMIT_DATA, job.memory + HOST_ROOM)
     engine = open_engine()
-    statm = _open_statm()
+    statm = open_statm()
     _wall_in(run)
     try:
         module = load_module(engine, job.module, Path(run.module), Path(run.kept), scratch / FRESH)
     except Refused as refusal:
-        return _refused("refused", refusal.reason)
-    least = _initial_memory(module)
+        return refused("refused", refusal.reason)
+    least = initial_memory(module)
     if least > job.memory:
-        return _refused("out-of-memory", f"it starts with {least} bytes of {job.memory}")
+        return refused("out-of-memory", f"it starts with {least} bytes of {job.memory}")
     _wall_in_closer(run)
     inputs = {name: Path(path) for name, path in run.inputs}
-    trees = (
-        Tree("/in", None, inputs),
-        Tree("/out", scratch / "out"),
-        Tree("/tmp", scratch / "tmp"),  # noqa: S108 - the guest's, not this machine's
-    )
-    files = Files(trees, job.disk)
-    wasi = Wasi(
-        ("task", *job.args),
-        job.env,
-        files,
-        seed=job.seed,
-        t0_ns=job.t0_ns,
-        stdout_max=job.stdout_max,
-        fuel_used=lambda: guest.fuel_used,
-    )
+    wasi = system_calls(job, inputs, scratch, lambda: guest.fuel_used)
 
     def call(name: str, memory: GuestMemory, args: tuple[int, ...]) -> int:
         return wasi.call(name, memory, args)
@@ -177,20 +164,40 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
     try:
         guest = Guest(engine, module, fuel=job.fuel, memory=job.memory, call=call)
     except Refused as refusal:
-        return _refused("refused", refusal.reason)
+        return refused("refused", refusal.reason)
     _limit_all(job)
-    _send(connection, StartedRunning())
-    return _run(connection, job, guest, wasi, statm)
+    send(connection, StartedRunning())
+    return run_guest(connection, job, guest, wasi, statm)
 
 
-def _initial_memory(module: Module) -> int:
+def system_calls(
+    job: Job, inputs: Mapping[str, Path], scratch: Path, fuel_used: Callable[[], int]
+) -> Wasi:
+    """Those of a guest whose /out and /tmp lie in *scratch*."""
+    trees = (
+        Tree("/in", None, inputs),
+        Tree("/out", scratch / "out"),
+        Tree("/tmp", scratch / "tmp"),  # noqa: S108 - the guest's, not this machine's
+    )
+    return Wasi(
+        ("task", *job.args),
+        job.env,
+        Files(trees, job.disk),
+        seed=job.seed,
+        t0_ns=job.t0_ns,
+        stdout_max=job.stdout_max,
+        fuel_used=fuel_used,
+    )
+
+
+def initial_memory(module: Module) -> int:
     """Bytes; check_module has made sure that there is one memory and that it is exported."""
     kind = next(export.type for export in module.exports if export.name == "memory")
     assert isinstance(kind, MemoryType)
     return kind.limits.min * PAGE
 
 
-def _run(
+def run_guest(
     connection: socket.socket, job: Job, guest: Guest, wasi: Wasi, statm: int | None
 ) -> Report:
     last = -REPORT_S
@@ -200,7 +207,7 @@ def _run(
         now = time.monotonic()
         if now - last >= REPORT_S:
             last = now
-            _send(connection, Progress(guest.fuel_used, _resident(statm)))
+            send(connection, Progress(guest.fuel_used, _resident(statm)))
 
     code, trap = 0, None
     try:
@@ -247,18 +254,18 @@ def _describe(trap: Trap) -> str:
     return f"{rule}, in function {frames[0].func_index}" if frames else rule
 
 
-def _refused(status: str, why: str) -> Ended:
+def refused(status: str, why: str) -> Ended:
     return Ended(status, 0, why, 0, b"", b"")
 
 
 # --- the socket -------------------------------------------------------------------------------
 
 
-def _send(connection: socket.socket, report: Report) -> None:
+def send(connection: socket.socket, report: Report) -> None:
     connection.sendall(encode_report(report))
 
 
-def _receive(connection: socket.socket) -> bytes:
+def receive(connection: socket.socket) -> bytes:
     return _read(connection, frame_length(_read(connection, HEADER)))
 
 
@@ -272,7 +279,7 @@ def _read(connection: socket.socket, length: int) -> bytes:
     return bytes(data)
 
 
-def _open_statm() -> int | None:
+def open_statm() -> int | None:
     """Where the kernel says how large this process is: opened while it may still open that."""
     try:
         return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
