@@ -20,11 +20,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ZIG = "ziglang==0.17.1"
-FOLDERS = ("mesh/examples", "tests/guests")
+FOLDERS = ("mesh/examples", "tests/guests", "tools/kernels")
+KERNELS = ("nbody", "sha256", "matmul", "sieve", "sort", "words")
 CHECKSUMS = ROOT / "tests/guests/SHA256SUMS"
-MOVABLE_SOURCE = ROOT / "tests/guests/hostile.wasm"
-MOVABLE = ROOT / "tests/guests/hostile.movable.wasm"
-"""One guest that can be suspended, made of another, so that it is tested without Binaryen too."""
+MOVABLE = ("tests/guests/hostile", *(f"tools/kernels/{name}" for name in KERNELS))
+"""Guests of which there is one that can be suspended too, so that nobody needs Binaryen to test
+and to measure it."""
 STACK = 256 << 10
 FLAGS = (
     "--target=wasm32-wasi",
@@ -75,13 +76,15 @@ def make_movable(source: Path, target: Path) -> None:
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def movable_line(made: Path) -> str:
-    """The line of MOVABLE; what is committed stays where there is no Binaryen to make it anew."""
+def movable_line(name: str, made: Path) -> str:
+    """The line of a movable guest; what is committed stays where there is no Binaryen to make it
+    anew."""
+    committed = ROOT / f"{name}.movable.wasm"
     if os.environ.get("MESH_BINARYEN"):
-        make_movable(MOVABLE_SOURCE, made)
+        make_movable(ROOT / f"{name}.wasm", made)
     else:
-        made.write_bytes(MOVABLE.read_bytes())
-    return f"{sha256(made.read_bytes()).hexdigest()}  {MOVABLE.relative_to(ROOT)}\n"
+        made.write_bytes(committed.read_bytes())
+    return f"{sha256(made.read_bytes()).hexdigest()}  {committed.relative_to(ROOT)}\n"
 
 
 def main() -> int:
@@ -99,14 +102,17 @@ def main() -> int:
             if not is_check:
                 source.with_suffix(".wasm").write_bytes(wasm.read_bytes())
         made = Path(scratch) / "movable.wasm"
-        lines.append(movable_line(made))
-        if not is_check:
-            MOVABLE.write_bytes(made.read_bytes())
+        for name in MOVABLE:
+            lines.append(movable_line(name, made))
+            if not is_check:
+                (ROOT / f"{name}.movable.wasm").write_bytes(made.read_bytes())
     if not is_check:
         CHECKSUMS.write_text("".join(lines))
         return 0
     committed = [checksum_line(s, s.with_suffix(".wasm")) for s in sources()]
-    committed.append(f"{sha256(MOVABLE.read_bytes()).hexdigest()}  {MOVABLE.relative_to(ROOT)}\n")
+    for name in MOVABLE:
+        path = ROOT / f"{name}.movable.wasm"
+        committed.append(f"{sha256(path.read_bytes()).hexdigest()}  {name}.movable.wasm\n")
     if lines == committed and CHECKSUMS.read_text() == "".join(lines):
         print(f"{len(lines)} programs are what their sources say")
         return 0

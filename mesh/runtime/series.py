@@ -139,7 +139,9 @@ class Series:
         self._ended = self._lost = self._late = self._turned_away = self._abandoned = 0
         self._births = self._outputs = 0
 
-    async def run(self, job: Job, *, on_progress: Callable[[int], None] = lambda _: None) -> Outcome:
+    async def run(
+        self, job: Job, *, on_progress: Callable[[int], None] = lambda _: None
+    ) -> Outcome:
         """Run *job*, one of the pattern, to its end. As Supervisor.run; the outcome is kept until
         `discard`. Raises Refused where it is not of the pattern, WorkerLost, Unavailable.
         """
@@ -348,13 +350,22 @@ class Series:
             result = WorkerLost(how_lost(life.has_started, how))
         if life.tasks:
             task = life.tasks.popleft()
-            if isinstance(result, Ended):
-                out = self._keep(life.scratch / DESK / "out")
-                result = _outcome(result, out, life.watch.elapsed if life.has_started else 0.0)
-            self._tell(task, result)
+            self._tell(task, self._last_of(life, result))
         self._waiting.extendleft(task for task in reversed(life.tasks) if not task.is_abandoned)
         life.tasks.clear()
         self._has_waiting.set()
+
+    def _last_of(self, life: _Life, result: Ended | WorkerLost) -> Outcome | WorkerLost:
+        """What the task that ran last is told."""
+        if isinstance(result, WorkerLost):
+            return result
+        try:
+            out = self._keep(life.scratch / DESK / "out")
+        except PeerError as error:
+            return WorkerLost(f"the worker broke the protocol: {error}")
+        except WorkerLost as lost:
+            return lost
+        return _outcome(result, out, life.watch.elapsed if life.has_started else 0.0)
 
     def _keep(self, out: Path) -> Path:
         """Take what a task left from where its worker may write; the same folder for all who left

@@ -97,7 +97,7 @@ def _perform_all(connection: socket.socket, run: RunJob) -> Iterator[Ended]:
     send(connection, StartedRunning())
     for number in count(1):
         ended = bench.perform(decode(receive(connection)))
-        set_aside(desk, number)
+        set_aside(str(desk), number)
         yield ended
 
 
@@ -143,15 +143,16 @@ class Bench:
         return Guest(link.engine, link.module, fuel=fuel, memory=memory, call=call, linkage=link)
 
 
-def set_aside(desk: Path, number: int) -> None:
+def set_aside(desk: str, number: int) -> None:
     """Leave out and tmp empty in *desk*; what was in them lies beside them. Raises HostFailure."""
     try:
         for name, aside in (("out", str(number)), ("tmp", f"{number}{LEFT_IN_TMP}")):
-            with os.scandir(desk / name) as found:
+            folder = f"{desk}/{name}"
+            with os.scandir(folder) as found:
                 is_empty = next(found, None) is None
             if not is_empty:
-                (desk / name).rename(desk / aside)
-                (desk / name).mkdir(mode=0o700)
+                os.rename(folder, f"{desk}/{aside}")
+                os.mkdir(folder, 0o700)
     except OSError as error:
         raise HostFailure(f"cannot set a task's files aside: {error.strerror}") from error
 

@@ -335,7 +335,9 @@ async def open_supervisor(folder: Path, *, workers_max: int) -> AsyncIterator[Su
             await remove(folder / "tasks")
 
 
-def order_of(job: Job, module: Path, inputs: Mapping[str, Path], scratch: Path, kept: Path) -> RunJob:
+def order_of(
+    job: Job, module: Path, inputs: Mapping[str, Path], scratch: Path, kept: Path
+) -> RunJob:
     named = tuple((name, str(_absolute(path))) for name, path in sorted(inputs.items()))
     return RunJob(encode(job), str(_absolute(module)), named, str(scratch), str(kept))
 

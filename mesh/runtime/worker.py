@@ -199,7 +199,7 @@ def initial_memory(module: Module) -> int:
 
 def run_guest(
     connection: socket.socket, job: Job, guest: Guest, wasi: Wasi, statm: int | None
-) -> Report:
+) -> Ended:
     last = -REPORT_S
 
     def report_progress() -> None:
