@@ -41,8 +41,12 @@ def check_meter() -> None:
 
 
 def open_engine(*, can_move: bool = False) -> wasmtime.Engine:
-    """The one configuration (see compiled.CONFIGURATION); a guest that *can_move* has a second
-    memory, and no more than that.
+    """An engine for guests; one that *can_move* has a second memory."""
+    return wasmtime.Engine(configuration(can_move=can_move))
+
+
+def configuration(*, can_move: bool) -> wasmtime.Config:
+    """The one there is (see compiled.CONFIGURATION), but for the number of memories.
 
     Stack sizes must fit each other, or wasmtime ends the process.
     """
@@ -70,7 +74,7 @@ def open_engine(*, can_move: bool = False) -> wasmtime.Engine:
     config.wasm_stack_switching = False
     ffi.wasmtime_config_async_stack_size_set(config.ptr(), FIBER_STACK)
     config.max_wasm_stack = WASM_STACK
-    return wasmtime.Engine(config)
+    return config
 
 
 def load_module(
