@@ -98,7 +98,8 @@ class Workshop:
                     return _refused(str(error))
                 if gate is not None:
                     await gate.passed()
-                return await self._run(job, module, inputs, key, on_progress)
+                milli = work.needs.cpu_milli
+                return await self._run(job, module, inputs, key, on_progress, milli)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -114,8 +115,11 @@ class Workshop:
         inputs: dict[str, Path],
         key: str,
         on_progress: Callable[[int], None],
+        cpu_milli: int,
     ) -> Result:
-        outcome = await self.supervisor.run(key, job, module, inputs, on_progress=on_progress)
+        outcome = await self.supervisor.run(
+            key, job, module, inputs, on_progress=on_progress, cpu_milli=cpu_milli
+        )
         try:
             return await trio.to_thread.run_sync(self._keep, outcome)
         finally:

@@ -1,6 +1,7 @@
 """What supervisor and worker say to one another: length-prefixed msgpack arrays. Pure.
 
-    supervisor → worker   ["run", job, module, [[name, path], …], scratch, kept]
+    supervisor → worker   ["run", job, module, [[name, path], …], scratch, kept, cpu_milli]
+                          and of a series: one manifest after another
     worker → supervisor   ["ready"]                         waiting for its job
                           ["started"]                       compiled; the guest's clock runs
                           ["progress", fuel, rss]           about four times a second
@@ -39,6 +40,8 @@ class RunJob:
     """A folder that holds the empty folders out and tmp."""
     kept: str
     """Where the compiled module is, if it was kept; to compile anew leaves it in `scratch`."""
+    cpu_milli: int
+    """The most of a core that it may take, in thousandths; it rests for the rest."""
 
 
 @frozen
@@ -83,7 +86,8 @@ Report: TypeAlias = Ready | StartedRunning | Progress | Ended | Failed
 
 def encode_run(run: RunJob) -> bytes:
     """The frame of a RunJob, header included."""
-    return _frame(("run", run.job, run.module, run.inputs, run.scratch, run.kept))
+    r = run
+    return _frame(("run", r.job, r.module, r.inputs, r.scratch, r.kept, r.cpu_milli))
 
 
 def encode_report(report: Report) -> bytes:
@@ -114,8 +118,9 @@ def frame_length(header: bytes) -> int:
 def decode_run(body: bytes) -> RunJob:
     """The job for a worker. Raises PeerError."""
     match _value_of(body):
-        case ("run", bytes(job), str(module), tuple(inputs), str(scratch), str(kept)):
-            return RunJob(job, module, tuple((str(n), str(p)) for n, p in inputs), scratch, kept)
+        case ("run", bytes(job), str(module), tuple(inputs), str(scratch), str(kept), int(milli)):
+            named = tuple((str(n), str(p)) for n, p in inputs)
+            return RunJob(job, module, named, scratch, kept, milli)
         case _:
             raise PeerError("not a run frame")
 

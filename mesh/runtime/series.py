@@ -31,6 +31,7 @@ from mesh.runtime.frames import (
     encode_run,
 )
 from mesh.runtime.manifest import Job, encode
+from mesh.runtime.pace import CORE_MILLI
 from mesh.runtime.stopwatch import Stopwatch
 from mesh.runtime.supervisor import (
     COMPILE_S,
@@ -122,9 +123,11 @@ class Series:
         module: Path,
         inputs: Mapping[str, Path],
         workers: int,
+        cpu_milli: int,
     ) -> None:
         self._supervisor = supervisor
         self._pattern, self._module, self._inputs = pattern, module, inputs
+        self._cpu_milli = cpu_milli
         self._place = supervisor.place_of(pattern.module)
         self._scratch = supervisor.new_scratch()
         self._nothing = self._scratch / "nothing"
@@ -269,7 +272,9 @@ class Series:
         self._births += 1
         scratch = self._scratch / str(self._births)
         make_private(scratch, *(scratch / DESK / name for name in ("out", "tmp")))
-        order = order_of(self._pattern, self._module, self._inputs, scratch, self._place)
+        order = order_of(
+            self._pattern, self._module, self._inputs, scratch, self._place, self._cpu_milli
+        )
         frames = bytearray(encode_run(order))
         life = _Life(worker, scratch, self._new_watch(), deque(), frames, trio.Event())
         self._lives.append(life)
@@ -406,13 +411,15 @@ async def open_series(
     inputs: Mapping[str, Path],
     *,
     workers: int,
+    cpu_milli: int = CORE_MILLI,
 ) -> AsyncIterator[Series]:
     """A series of tasks of *pattern* on up to *workers* of the supervisor's, which it holds from
-    the first task on. *inputs* says where each input of the pattern lies.
+    the first task on. *inputs* says where each input of the pattern lies. Each worker takes
+    *cpu_milli* thousandths of a core at most.
     """
     assert workers > 0
     assert {name for name, _ in pattern.inputs} == set(inputs)
-    series = Series(supervisor, pattern, module, inputs, workers)
+    series = Series(supervisor, pattern, module, inputs, workers, cpu_milli)
     try:
         async with trio.open_nursery() as nursery:
             for _ in range(workers):

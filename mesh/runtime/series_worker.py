@@ -36,11 +36,13 @@ from mesh.runtime.frames import (
 from mesh.runtime.landlock import Reach
 from mesh.runtime.linkage import Linkage
 from mesh.runtime.manifest import Job, decode
+from mesh.runtime.pace import Pace
 from mesh.runtime.sandbox import confine, narrow
 from mesh.runtime.trees import HostFailure
 from mesh.runtime.worker import (
     HOST_ROOM,
     initial_memory,
+    keep_pace,
     leave,
     limit,
     open_statm,
@@ -48,6 +50,7 @@ from mesh.runtime.worker import (
     refused,
     run_guest,
     send,
+    start_pace,
     system_calls,
 )
 
@@ -90,7 +93,8 @@ def _perform_all(connection: socket.socket, run: RunJob) -> Iterator[Ended]:
         while True:
             receive(connection)
             yield refused("refused", refusal.reason)
-    bench = Bench(connection, linkage, initial_memory(module), dict(run.inputs), desk, statm)
+    least, inputs, pace = initial_memory(module), dict(run.inputs), start_pace(run.cpu_milli)
+    bench = Bench(connection, linkage, least, inputs, desk, statm, pace)
     _narrow(run, desk)
     bench.try_out(pattern)
     _limit_all(pattern)
@@ -98,6 +102,7 @@ def _perform_all(connection: socket.socket, run: RunJob) -> Iterator[Ended]:
     for number in count(1):
         ended = bench.perform(decode(receive(connection)))
         set_aside(str(desk), number)
+        keep_pace(pace, lambda: None)
         yield ended
 
 
@@ -111,6 +116,8 @@ class Bench:
     inputs: dict[str, str]
     desk: Path
     statm: int | None
+    pace: Pace
+    """One for all of them: each alone would be over before it had to rest."""
 
     def try_out(self, pattern: Job) -> None:
         """With the first instance wasmtime makes a memory file of any size, before the limits."""
@@ -134,7 +141,7 @@ class Bench:
             return refused("refused", refusal.reason)
         _limit_time(job)
         try:
-            return run_guest(self.connection, job, guest, wasi, self.statm)
+            return run_guest(self.connection, job, guest, wasi, self.statm, self.pace)
         finally:
             guest.close()
 

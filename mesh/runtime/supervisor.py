@@ -31,6 +31,7 @@ from mesh.runtime.frames import (
     StartedRunning,
 )
 from mesh.runtime.manifest import Job, encode
+from mesh.runtime.pace import CORE_MILLI
 from mesh.runtime.sandbox import walls
 from mesh.runtime.stopwatch import Stopwatch
 from mesh.runtime.template_wire import FORK_SERIES
@@ -135,8 +136,10 @@ class Supervisor:
         inputs: Mapping[str, Path],
         *,
         on_progress: Callable[[int], None],
+        cpu_milli: int = CORE_MILLI,
     ) -> Outcome:
-        """Run *job* to its end. *inputs* says where each of its inputs lies, by name.
+        """Run *job* to its end. *inputs* says where each of its inputs lies, by name; of a core it
+        takes *cpu_milli* thousandths at most, and its wall limit counts the rests too.
 
         *on_progress* hears of the fuel burnt. Cancelling kills the worker and removes its files.
         Raises WorkerLost where the run failed by no fault of the task, Unavailable where too many
@@ -153,7 +156,7 @@ class Supervisor:
         has_ended = False
         try:
             async with self._limiter:
-                outcome = await self._run(run, job, module, inputs, on_progress)
+                outcome = await self._run(run, job, module, inputs, on_progress, cpu_milli)
             has_ended = True
         except WorkerLost:
             self._lost += 1
@@ -243,10 +246,11 @@ class Supervisor:
         module: Path,
         inputs: Mapping[str, Path],
         on_progress: Callable[[int], None],
+        cpu_milli: int,
     ) -> Outcome:
         make_private(run.scratch / "out", run.scratch / "tmp")
         kept = self.place_of(job.module)
-        order = order_of(job, module, inputs, run.scratch, kept)
+        order = order_of(job, module, inputs, run.scratch, kept, cpu_milli)
         run.worker = await self._template.fork()
         self._started += 1
         try:
@@ -336,10 +340,16 @@ async def open_supervisor(folder: Path, *, workers_max: int) -> AsyncIterator[Su
 
 
 def order_of(
-    job: Job, module: Path, inputs: Mapping[str, Path], scratch: Path, kept: Path
+    job: Job,
+    module: Path,
+    inputs: Mapping[str, Path],
+    scratch: Path,
+    kept: Path,
+    cpu_milli: int,
 ) -> RunJob:
+    """What a worker is told."""
     named = tuple((name, str(_absolute(path))) for name, path in sorted(inputs.items()))
-    return RunJob(encode(job), str(_absolute(module)), named, str(scratch), str(kept))
+    return RunJob(encode(job), str(_absolute(module)), named, str(scratch), str(kept), cpu_milli)
 
 
 async def keep_compiled(fresh: Path, kept: Path) -> None:

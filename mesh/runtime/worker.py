@@ -40,6 +40,7 @@ from mesh.runtime.frames import (
 from mesh.runtime.landlock import Reach
 from mesh.runtime.manifest import Job, decode
 from mesh.runtime.module import PAGE
+from mesh.runtime.pace import Pace
 from mesh.runtime.sandbox import confine, narrow, renounce
 from mesh.runtime.trees import HostFailure, Tree
 from mesh.runtime.wasi import Exit, Wasi
@@ -167,7 +168,7 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
         return refused("refused", refusal.reason)
     _limit_all(job)
     send(connection, StartedRunning())
-    return run_guest(connection, job, guest, wasi, statm)
+    return run_guest(connection, job, guest, wasi, statm, start_pace(run.cpu_milli))
 
 
 def system_calls(
@@ -198,7 +199,7 @@ def initial_memory(module: Module) -> int:
 
 
 def run_guest(
-    connection: socket.socket, job: Job, guest: Guest, wasi: Wasi, statm: int | None
+    connection: socket.socket, job: Job, guest: Guest, wasi: Wasi, statm: int | None, pace: Pace
 ) -> Ended:
     last = -REPORT_S
 
@@ -209,9 +210,13 @@ def run_guest(
             last = now
             send(connection, Progress(guest.fuel_used, _resident(statm)))
 
+    def between_slices() -> None:
+        report_progress()
+        keep_pace(pace, report_progress)
+
     code, trap = 0, None
     try:
-        guest.run(report_progress)
+        guest.run(between_slices)
     except Exit as end:
         code = end.code
     except Trap as end:
@@ -220,6 +225,17 @@ def run_guest(
     fuel = guest.fuel_used
     wasi.files.close_all()
     return Ended(status, code, detail, fuel, bytes(wasi.stdout.data), bytes(wasi.stderr.data))
+
+
+def start_pace(cpu_milli: int) -> Pace:
+    return Pace(cpu_milli, time.monotonic(), time.process_time())
+
+
+def keep_pace(pace: Pace, report: Callable[[], None]) -> None:
+    """Rest for as long as is due, and let be known meanwhile that all is well."""
+    while (rest := pace.rest(time.monotonic(), time.process_time())) > 0:
+        time.sleep(min(rest, REPORT_S))
+        report()
 
 
 def _verdict(job: Job, guest: Guest, wasi: Wasi, code: int, trap: Trap | None) -> tuple[str, str]:

@@ -307,6 +307,13 @@ async def test_a_paused_series_stands_still_and_goes_on(supervisor: Supervisor) 
         assert facts(outcomes[0]) == await alone(supervisor, spin, HOSTILE)
 
 
+async def test_a_series_that_bought_part_of_a_core_ends_the_same(supervisor: Supervisor) -> None:
+    pattern = job_of(HOSTILE, "spin", "20")
+    async with open_series(supervisor, pattern, HOSTILE, {}, workers=1, cpu_milli=300) as series:
+        found = await run_all(series, [pattern] * 4)
+    assert found == [await alone(supervisor, pattern, HOSTILE)] * 4
+
+
 async def test_a_series_that_is_closed_leaves_nothing(tmp_path: Path) -> None:
     pattern = job_of(HOSTILE, "loop", fuel=1 << 62)
     async with open_supervisor(tmp_path / "node", workers_max=1) as supervisor:

@@ -47,7 +47,7 @@ def test_a_report_comes_back_from_its_frame(report: Report) -> None:
 
 
 def test_a_run_comes_back_from_its_frame() -> None:
-    run = RunJob(b"job", "/module", (("a", "/a"), ("b", "/b")), "/scratch", "/cache")
+    run = RunJob(b"job", "/module", (("a", "/a"), ("b", "/b")), "/scratch", "/cache", 250)
     assert decode_run(encode_run(run)[HEADER:]) == run
 
 

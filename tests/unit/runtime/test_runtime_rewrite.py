@@ -109,8 +109,7 @@ def test_calls_by_a_pointer_lead_to_what_is_in_a_table(target: int, entered: int
     wasm = module(
         functions=section(3, b"\0", b"\0", b"\0"),
         tables=section(4, b"\x70\0\x01"),
-        code=section(9, b"\0\x41\0\x0b\x01" + bytes((target,)))
-        + code(call(1), POINTER, b"\x01"),
+        code=section(9, b"\0\x41\0\x0b\x01" + bytes((target,))) + code(call(1), POINTER, b"\x01"),
     )
     _, checks = add_checks(wasm, Policy.OUTER)
     assert checks.checked_functions == entered
