@@ -10,8 +10,8 @@ import pytest
 import wasmtime
 from hypothesis import given
 from hypothesis import strategies as st
+from runtime_modules import module, name, section
 from test_runtime_module import GUESTS as ALL_GUESTS
-from test_runtime_module import module, name, section
 
 from mesh.errors import Refused
 from mesh.runtime import binary
