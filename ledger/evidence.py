@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from ledger import keys
 from ledger.errors import LedgerError
 from ledger.keys import Verify
-from ledger.model import Entry, Kind, Terms, amount_of
+from ledger.model import Entry, Kind, Terms, amount_of, burnt_before
 from ledger.proof import is_consistent, is_included
 from ledger.quorum import Certificate, Position, Quorum
 from ledger.statements import Checkpoint
@@ -63,6 +63,7 @@ class Rerun:
     """CID of the manifest that was run."""
     meter: str
     fuel: int
+    """From the start of the job: a bill of a moved run tells what was burnt before it."""
     exit: int
     outputs: tuple[bytes, ...]
 
@@ -172,14 +173,15 @@ def _billed(again: Rerun, valid: Mapping[bytes, Entry]) -> tuple[str, str]:
     told = differences(deal, again)
     if not told:
         return "", f"run again: {again.fuel} fuel, outputs equal"
-    again_owed = amount_of(evolve(deal, fuel=again.fuel, exit=again.exit))
+    ours = max(0, again.fuel - burnt_before(deal))
+    again_owed = amount_of(evolve(deal, fuel=ours, exit=again.exit))
     return f"run again: differs in {', '.join(told)}; {again_owed} µcr, not {deal.amount}", ""
 
 
 def differences(deal: Terms, again: Rerun) -> list[str]:
-    """In what *again* differs from the bill."""
+    """In what *again* differs from the bill: of a moved run, from all parts together."""
     pairs = {
-        "fuel": (deal.fuel, again.fuel),
+        "fuel": (burnt_before(deal) + deal.fuel, again.fuel),
         "exit": (deal.exit, again.exit),
         "outputs": (deal.outputs, again.outputs),
     }

@@ -83,6 +83,7 @@ __all__ = [
     "Terms",
     "accrued",
     "amount_of",
+    "burnt_before",
     "reserve_of",
 ]
 
@@ -91,7 +92,8 @@ _CID_PREFIX = bytes.fromhex("0181041220")  # CIDv1, codec messagepack (0x0201), 
 Escalation: TypeAlias = tuple[int, int, int, int]
 """(hlc, tier from, tier to, price from then on)"""
 Migration: TypeAlias = tuple[int, bytes, bytes, bytes]
-"""(hlc, key of the executor left, key of the executor reached, CID of the state moved)"""
+"""(fuel burnt until then by all executors, key of the one left, key of the one reached, CID of the
+state that went along)"""
 
 
 @frozen(kw_only=True)
@@ -169,6 +171,11 @@ def amount_of(terms: AnyTerms) -> int:
     """The bill of SETTLE terms, µcr: rounded down, the fee on success only, never above reserve."""
     fee = terms.fee if terms.exit == 0 else 0
     return min(reserve_of(terms.price, terms.fuel, fee), terms.reserve)
+
+
+def burnt_before(terms: AnyTerms) -> int:
+    """The fuel that other executors burnt until the seller of *terms* went on with the run."""
+    return terms.migrations[-1][0] if terms.migrations else 0
 
 
 def accrued(terms: AnyTerms) -> int:

@@ -49,6 +49,10 @@ _KINDS: tuple[type, ...] = (
     messages.Settled,
     messages.Slice,
     messages.Sliced,
+    messages.Saved,
+    messages.Handover,
+    messages.Stays,
+    messages.Keep,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 

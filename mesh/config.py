@@ -120,6 +120,12 @@ class Sell:
         default=40_000,
         metadata=_key(kinds.money(0, 10**15), "Asking price in credits for 10^9 units of fuel."),
     )
+    checkpoint_s: int = field(
+        default=600,
+        metadata=_key(
+            kinds.seconds(2, 86_400), "Seconds, at most, between two kept states of a task."
+        ),
+    )
 
     def capacity(self, machine: Capacity) -> Capacity:
         """What is sold of *machine*: its cores, its RAM, its free disk. Never more than it has."""

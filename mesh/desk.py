@@ -53,8 +53,8 @@ from mesh.performer import Performer, task_pin
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
 from mesh.runtime.execution import MODULE_MAX, Workshop
-from mesh.runtime.manifest import Job, check_task
-from mesh.sansio import CancelRequested, Submitted
+from mesh.runtime.manifest import Job, check_module
+from mesh.sansio import CancelRequested, DrainSet, MoveRequested, Submitted
 from mesh.storage import files
 from mesh.storage.disk import DiskBlocks, room_under
 
@@ -155,6 +155,13 @@ class Desk:
         self.task(task)
         await self.driver.post(CancelRequested(task))
 
+    async def migrate(self, task: TaskId, to: PeerId | None) -> None:
+        """Raises NotFound; Refused where it does not run, or runs there already."""
+        self.task(task)
+        if why_not := self.kernel.migrator.why_not(task, to):
+            raise Refused(why_not, f"mesh inspect {format_task(task)}")
+        await self.driver.post(MoveRequested(task, to))
+
     def follow(
         self, task: TaskId | None
     ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Numbered]]:
@@ -168,7 +175,7 @@ class Desk:
                 raise NotFound(
                     f"{what}: {format_cid(root)} is not at this node", "put the file first"
                 )
-        check_task(self._read(request.module, MODULE_MAX))
+        check_module(self._read(request.module, MODULE_MAX))
         job = Job(
             module=request.module,
             args=request.args,
@@ -230,6 +237,7 @@ class Desk:
             tier=self.bookkeeper.tier.promise(),
             storage="embedded",
             counters=tuple(sorted(self._counters().items())),
+            draining=kernel.is_closed,
         )
 
     def peers(self) -> Sequence[PeerView]:
@@ -250,6 +258,10 @@ class Desk:
                 )
             )
         return views
+
+    async def drain(self, *, is_on: bool) -> None:
+        """Until it is open again, or started again."""
+        await self.driver.post(DrainSet(is_on))
 
     def _counters(self) -> dict[str, int]:
         transfers = self.performer.transfers.statistics()

@@ -36,6 +36,8 @@ from mesh.messages import (
     Bid,
     Declined,
     Done,
+    Handover,
+    Keep,
     Lost,
     Message,
     Offer,
@@ -45,25 +47,33 @@ from mesh.messages import (
     Renew,
     Renewed,
     Revoked,
+    Saved,
     Settled,
     SignedOffer,
     Slice,
     Sliced,
+    Stays,
 )
+from mesh.migration.departures import Departures
+from mesh.migration.keeping import Keeping
+from mesh.migration.migrator import Migrator
 from mesh.notices import Forked, OfferAged, OfferHeard
-from mesh.resources.capacity import Capacity
+from mesh.resources.capacity import NOTHING, Capacity
 from mesh.sansio import (
     Action,
     AppendEntry,
     CancelRequested,
     Certified,
     ChainConfirmed,
+    Checkpointed,
     Collected,
+    DrainSet,
     Event,
     Identity,
     Learned,
     LineSet,
     LoadSampled,
+    MoveRequested,
     Notify,
     OfferReceived,
     Penalize,
@@ -74,6 +84,8 @@ from mesh.sansio import (
     RunProgressed,
     Started,
     Submitted,
+    Suspended,
+    Unmoved,
     Woken,
 )
 
@@ -132,6 +144,8 @@ class Kernel:
             credit=self.credit,
             claimed=frozenset(past.claims),
         )
+        self._keeping = Keeping(policy)
+        self._departures = Departures(identity, policy, clock, self._tenancies)
         self._auctioneer = Auctioneer(
             identity,
             policy,
@@ -142,6 +156,7 @@ class Kernel:
             past=past,
             records=records,
         )
+        self.migrator = Migrator(self._auctioneer.accounts, self._auctioneer.register, self._book)
 
     # --- what shells and checkers may read ------------------------------------------------------
 
@@ -175,6 +190,11 @@ class Kernel:
         """Whether peers have confirmed where our chain ends: before that it does not grow."""
         return self._own.is_confirmed
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether its owner wants it empty."""
+        return self._tenancies.is_closed
+
     def why_full(self) -> str:
         """Why no further task can be admitted, or the empty string."""
         return self._auctioneer.why_full()
@@ -199,6 +219,8 @@ class Kernel:
 
     def free(self) -> Capacity:
         """What is for sale now: neither reserved nor taken by the owner's own load."""
+        if self._tenancies.is_closed:
+            return NOTHING
         return self._tenancies.pool.free.minus(self._pressure())
 
     def sizes(self) -> Mapping[str, tuple[int, int]]:
@@ -210,6 +232,7 @@ class Kernel:
             **self._auctioneer.sizes(),
             **self._tenancies.sizes(),
             **self.credit.sizes(),
+            **self._keeping.sizes(),
         }
 
     def statistics(self) -> Mapping[str, int]:
@@ -250,19 +273,31 @@ class Kernel:
             case Submitted(order):
                 return self._auctioneer.submit(order, now)
             case CancelRequested(task):
-                return self._auctioneer.cancel(task)
+                return self._auctioneer.cancel(task, now)
+            case MoveRequested():
+                return self.migrator.request(event)
+            case DrainSet():
+                return [*self._departures.drain(event), *self._announcer.hurry(now)]
             case LoadSampled(cpu_milli, memory):
                 self._forecaster.observe((cpu_milli, memory), now)
                 self._owner = Capacity(cpu_milli=cpu_milli, memory=memory)
-                return []
+                shop, outlook = self._tenancies.shop, self._outlook(now)
+                return self._departures.pressed(shop, self._owner, outlook)
             case RunProgressed(task, fence, fuel):
                 return self._tenancies.run_progressed(task, fence, fuel, now)
             case RunEnded(task, fence, result):
                 return self._tenancies.run_ended(task, fence, result, now)
             case RunLost(task, fence, reason):
                 return self._tenancies.run_lost(task, fence, reason, now)
-            case Collected(task, fence, reason):
-                return self._auctioneer.collected(task, fence, reason, now)
+            case Checkpointed():
+                return self._departures.checkpointed(event, now)
+            case Suspended():
+                return self._departures.suspended(event, now)
+            case Unmoved():
+                return self._departures.unmoved(event, now)
+            case Collected():
+                ended = self._auctioneer.settlement.collected(event, now)
+                return [*self.migrator.collected(event), *ended]
             case Certified():
                 return self._auctioneer.certified(event, now)
             case ChainConfirmed(lost):
@@ -286,7 +321,8 @@ class Kernel:
             case Refusal():
                 return auctioneer.refusal(peer, message, now)
             case Award():
-                return tenancies.award(peer, message, now)
+                begun = tenancies.award(peer, message, now)
+                return [*begun, *self._departures.arrived(peer, message, now)]
             case Accepted():
                 return auctioneer.accepted(peer, message)
             case Declined():
@@ -294,21 +330,32 @@ class Kernel:
             case Release():
                 return tenancies.holds.release(peer, message)
             case Renew():
-                return auctioneer.renew(peer, message, now)
+                return [
+                    *auctioneer.renew(peer, message, now),
+                    *self.migrator.renewed(peer, message),
+                ]
             case Renewed():
                 return tenancies.renewed(peer, message, now)
             case Revoked():
                 return tenancies.revoked(peer, message, now)
             case Done():
-                return auctioneer.done(peer, message, now)
+                return auctioneer.settlement.done(peer, message, now)
             case Lost():
-                return auctioneer.lost(peer, message, now)
+                return auctioneer.settlement.lost(peer, message, now)
             case Settled():
                 return tenancies.settled(peer, message)
             case Slice():
                 return auctioneer.billing.slice(peer, message, now)
             case Sliced():
                 return tenancies.sliced(peer, message, now)
+            case Saved():
+                return self.migrator.saved(peer, message)
+            case Handover():
+                return self._departures.handover(peer, message)
+            case Keep():
+                return [] if self.is_closed else self._keeping.keep(peer, message, now)
+            case Stays():
+                return self.migrator.stays(peer, message)
             case _:
                 assert_never(message)
 
@@ -339,6 +386,10 @@ class Kernel:
                 return tenancies.expire_due(task, mark, now)
             case "orphan":
                 return tenancies.orphan_due(task, mark, now)
+            case "keep":
+                return self._keeping.due(task, now)
+            case "save":
+                return self._departures.save_due(tenancies.hosted_as(task, mark), now)
             case "claim":
                 return tenancies.claim_due(task, mark, now)
             case "answer":

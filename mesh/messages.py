@@ -66,6 +66,17 @@ class SignedOffer:
 
 
 @frozen
+class Move:
+    """A step of a task from one executor to the next: up to here *source* ran it."""
+
+    fuel: int
+    """Burnt up to here, by all executors together."""
+    source: PeerId
+    state: Cid
+    """What the task was at that moment (migration/snapshot.py), as a file of blocks."""
+
+
+@frozen
 class Work:
     """What an executor must know of a task to price and run it."""
 
@@ -75,10 +86,12 @@ class Work:
     inputs: tuple[Cid, ...]
     needs: Capacity
     fuel: int
-    """The most fuel the task may burn."""
+    """The most fuel it may still burn: what the job allows, less what was burnt before."""
     wall_ms: int
-    """The longest it may run."""
+    """The longest it may run with one executor."""
     features: tuple[str, ...]
+    moves: tuple[Move, ...] = ()
+    """The newest of them, in order; the run goes on from the state of the last."""
 
 
 @frozen
@@ -232,10 +245,12 @@ class Result:
     """What a run left behind."""
 
     status: str
-    """One of runtime.manifest.STATUSES: "exited", "out-of-fuel", "out-of-memory", …"""
+    """One of runtime.manifest.STATUSES: "exited", "out-of-fuel", "out-of-memory", …; or
+    "cancelled", or "moved": taken out alive, *output* is the state it is in."""
     exit_code: int
     detail: str
     fuel: int
+    """Burnt with this executor."""
     run_ms: int
     output: Cid
     """UnixFS directory of /out."""
@@ -252,6 +267,50 @@ class Done:
     result: Result
     terms: bytes
     signature: bytes
+
+
+@frozen
+class Saved:
+    """Executor to auctioneer: a state of a run that goes on, and its bill up to there.
+
+    Both are good for the case that the executor is lost: then it is paid so far, and the next one
+    goes on from here.
+    """
+
+    task: TaskId
+    fence: int
+    result: Result
+    """Of status "moved"."""
+    terms: bytes
+    signature: bytes
+
+
+@frozen
+class Handover:
+    """Auctioneer to executor: give the task back as it is, for another to go on with."""
+
+    task: TaskId
+    fence: int
+    reason: str
+
+
+@frozen
+class Keep:
+    """Auctioneer to one who bid for a task that runs elsewhere: have this state of it ready."""
+
+    task: TaskId
+    state: Cid
+    bytes_max: int
+    """More than the state can have."""
+
+
+@frozen
+class Stays:
+    """Executor to auctioneer: it cannot be given back; it runs on."""
+
+    task: TaskId
+    fence: int
+    reason: str
 
 
 @frozen
@@ -290,5 +349,9 @@ Message: TypeAlias = (
     | Settled
     | Slice
     | Sliced
+    | Saved
+    | Handover
+    | Stays
+    | Keep
 )
 """Everything that may arrive from a peer on the message stream."""

@@ -12,10 +12,10 @@ import trio
 from attrs import evolve, field, frozen
 
 from ledger.evidence import Rerun
-from ledger.model import Entry, Terms
+from ledger.model import Entry, Terms, burnt_before
 from mesh.errors import Corruption, MeshError, PeerError, Unavailable
 from mesh.ids import RAW, Cid, PeerId, check_cid, cid_codec, short_peer
-from mesh.market.terms import CANCELLED_EXIT
+from mesh.market.terms import CANCELLED_EXIT, MOVED_EXIT
 from mesh.messages import Result, Work
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
@@ -71,6 +71,7 @@ class Rerunner:
                 work = _work(deal, job, fuel_limit)
                 key = f"audit-{bill.id.hex()[:32]}"
                 again = await self.workshop.execute(work, None, key, lambda _: None)
+                assert isinstance(again, Result), "nobody suspends it"
         except Corruption:
             raise
         except MeshError as error:
@@ -129,6 +130,8 @@ def _unfit(deal: Terms) -> str:
     """Why nobody can run it again; empty where somebody may."""
     if deal.exit == CANCELLED_EXIT:
         return "cancelled: not re-runnable, billed as reported"
+    if deal.exit == MOVED_EXIT:
+        return "given back on the way: billed again with whoever went on, and checked there"
     if deal.exit == exit_status(WALL_LIMIT, 0):
         return f"{WALL_LIMIT}: not re-runnable, billed as reported"
     try:
@@ -151,13 +154,18 @@ def _job(data: bytes) -> Job | None:
 
 
 def _work(deal: Terms, job: Job | None, fuel_limit: int | None) -> Work:
-    """What the seller was asked for, by the terms; what is amiss with it, the run finds again."""
+    """What the seller was asked for, by the terms, and what was burnt before it: all is run again.
+
+    What is amiss with it, the run finds again.
+    """
+    if fuel_limit is not None:
+        fuel_limit += burnt_before(deal)
     work = Work(
         job=Cid(deal.job),
         module=Cid(deal.module),
         inputs=tuple(map(Cid, deal.inputs)),
         needs=Capacity(cpu_milli=1000, memory=0, disk=0, slots=1),
-        fuel=deal.fuel if fuel_limit is None else fuel_limit,
+        fuel=burnt_before(deal) + deal.fuel if fuel_limit is None else fuel_limit,
         wall_ms=0,
         features=(),
     )

@@ -106,12 +106,61 @@ class RunLost:
 
 
 @frozen
+class Checkpointed:
+    """A run of ours was kept as *state*, *fuel* after we began it, and goes on."""
+
+    task: TaskId
+    fence: int
+    state: Cid
+    fuel: int
+
+
+@frozen
+class Suspended:
+    """A run of ours was taken out as *state*, *fuel* after we began it; here it is over."""
+
+    task: TaskId
+    fence: int
+    state: Cid
+    fuel: int
+    run_ms: int
+
+
+@frozen
+class Unmoved:
+    """A run of ours could not be kept or taken out; it goes on."""
+
+    task: TaskId
+    fence: int
+    reason: str
+    is_for_good: bool
+    """Whether asking again is no use: of its module, not of the moment."""
+
+
+@frozen
 class Collected:
     """What a Collect asked for is here, whole and verified; or, with a *reason*, is not."""
 
     task: TaskId
     fence: int
+    root: Cid
+    """The first that was asked for."""
     reason: str
+
+
+@frozen
+class MoveRequested:
+    """A client of this node wants its running task elsewhere: at *to*, if that will have it."""
+
+    task: TaskId
+    to: PeerId | None
+
+
+@frozen
+class DrainSet:
+    """Our owner wants this node empty, or open again: no new work, and what runs is moved."""
+
+    is_on: bool
 
 
 @frozen
@@ -165,6 +214,8 @@ Timer: TypeAlias = Literal[
     "orphan",
     "answer",
     "claim",
+    "save",
+    "keep",
     "accounts",
     "offer",
 ]
@@ -189,7 +240,12 @@ Event: TypeAlias = (
     | RunProgressed
     | RunEnded
     | RunLost
+    | Checkpointed
+    | Suspended
+    | Unmoved
     | Collected
+    | MoveRequested
+    | DrainSet
     | Certified
     | ChainConfirmed
     | Learned
@@ -253,7 +309,10 @@ class AppendEntry:
 
 @frozen
 class Run:
-    """Fetch the work from *buyer* and run it. Ends in RunEnded or RunLost, unless stopped."""
+    """Fetch the work from *buyer* and run it, from its last state on, if it has been moved.
+
+    Ends in RunEnded, RunLost or Suspended, unless stopped.
+    """
 
     task: TaskId
     fence: int
@@ -286,6 +345,24 @@ class StopRun:
 
 
 @frozen
+class Checkpoint:
+    """Keep a run as it is at its next check, and let it go on. Ends in Checkpointed or Unmoved,
+    unless the run ends before or is stopped."""
+
+    task: TaskId
+    fence: int
+
+
+@frozen
+class Suspend:
+    """Take a run out at its next check. Ends in Suspended or Unmoved, unless the run ends before
+    or is stopped."""
+
+    task: TaskId
+    fence: int
+
+
+@frozen
 class Collect:
     """Fetch what a run left from its *executor*, and keep it. Ends in Collected."""
 
@@ -293,6 +370,26 @@ class Collect:
     fence: int
     executor: PeerId
     roots: tuple[Cid, ...]
+    is_state: bool = False
+    """Whether it is a state to go on from: it takes the place of the one before."""
+
+
+@frozen
+class KeepState:
+    """Fetch a state from its auctioneer and keep it, in place of the last. Nothing follows."""
+
+    task: TaskId
+    buyer: PeerId
+    state: Cid
+    bytes_max: int
+
+
+@frozen
+class DropState:
+    """A task's state need not be kept any longer."""
+
+    task: TaskId
+    buyer: PeerId
 
 
 @frozen
@@ -338,7 +435,11 @@ Action: TypeAlias = (
     | PauseRun
     | ContinueRun
     | StopRun
+    | Checkpoint
+    | Suspend
     | Collect
+    | KeepState
+    | DropState
     | Certify
     | Penalize
     | Notify

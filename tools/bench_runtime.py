@@ -154,7 +154,7 @@ _engines: dict[str, wasmtime.Engine] = {}
 
 def engine_of(kind: str) -> wasmtime.Engine:
     if kind not in _engines:
-        config = configuration(can_move=kind == "movable")
+        config = configuration()
         if kind == "plain":
             config.consume_fuel = False
         _engines[kind] = wasmtime.Engine(config)

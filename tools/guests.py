@@ -23,9 +23,12 @@ ZIG = "ziglang==0.17.1"
 FOLDERS = ("mesh/examples", "tests/guests", "tools/kernels")
 KERNELS = ("nbody", "sha256", "matmul", "sieve", "sort", "words")
 CHECKSUMS = ROOT / "tests/guests/SHA256SUMS"
-MOVABLE = ("tests/guests/hostile", *(f"tools/kernels/{name}" for name in KERNELS))
-"""Guests of which there is one that can be suspended too, so that nobody needs Binaryen to test
-and to measure it."""
+MOVABLE = (
+    *(ROOT / f"tests/guests/{name}.wasm" for name in ("heap", "hostile", "traveller")),
+    *(ROOT / f"tools/kernels/{name}.wasm" for name in KERNELS),
+)
+"""Guests of which one that can be suspended is committed too, so that this is tested and measured
+without Binaryen."""
 STACK = 256 << 10
 FLAGS = (
     "--target=wasm32-wasi",
@@ -66,8 +69,7 @@ def build(python: Path, source: Path, target: Path) -> None:
 
 def checksum_line(source: Path, wasm: Path) -> str:
     """In the form of sha256sum, with the path of the committed file."""
-    name = source.with_suffix(".wasm").relative_to(ROOT)
-    return f"{sha256(wasm.read_bytes()).hexdigest()}  {name}\n"
+    return _line(wasm, source.with_suffix(".wasm"))
 
 
 def make_movable(source: Path, target: Path) -> None:
@@ -76,15 +78,22 @@ def make_movable(source: Path, target: Path) -> None:
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def movable_line(name: str, made: Path) -> str:
-    """The line of a movable guest; what is committed stays where there is no Binaryen to make it
-    anew."""
-    committed = ROOT / f"{name}.movable.wasm"
+def movable(source: Path) -> Path:
+    """Where the movable one lies that is made of *source*."""
+    return source.with_suffix(".movable.wasm")
+
+
+def movable_line(source: Path, made: Path) -> str:
+    """The line of a movable guest; what is committed stays where there is no Binaryen."""
     if os.environ.get("MESH_BINARYEN"):
-        make_movable(ROOT / f"{name}.wasm", made)
+        make_movable(source, made)
     else:
-        made.write_bytes(committed.read_bytes())
-    return f"{sha256(made.read_bytes()).hexdigest()}  {committed.relative_to(ROOT)}\n"
+        made.write_bytes(movable(source).read_bytes())
+    return _line(made, movable(source))
+
+
+def _line(content: Path, name: Path) -> str:
+    return f"{sha256(content.read_bytes()).hexdigest()}  {name.relative_to(ROOT)}\n"
 
 
 def main() -> int:
@@ -102,17 +111,15 @@ def main() -> int:
             if not is_check:
                 source.with_suffix(".wasm").write_bytes(wasm.read_bytes())
         made = Path(scratch) / "movable.wasm"
-        for name in MOVABLE:
-            lines.append(movable_line(name, made))
+        for source in MOVABLE:
+            lines.append(movable_line(source, made))
             if not is_check:
-                (ROOT / f"{name}.movable.wasm").write_bytes(made.read_bytes())
+                movable(source).write_bytes(made.read_bytes())
     if not is_check:
         CHECKSUMS.write_text("".join(lines))
         return 0
     committed = [checksum_line(s, s.with_suffix(".wasm")) for s in sources()]
-    for name in MOVABLE:
-        path = ROOT / f"{name}.movable.wasm"
-        committed.append(f"{sha256(path.read_bytes()).hexdigest()}  {name}.movable.wasm\n")
+    committed += [_line(movable(source), movable(source)) for source in MOVABLE]
     if lines == committed and CHECKSUMS.read_text() == "".join(lines):
         print(f"{len(lines)} programs are what their sources say")
         return 0

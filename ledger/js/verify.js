@@ -554,8 +554,11 @@ function showBill(again, entry) {
   if (!entry || !["SETTLE", "CLAIM"].includes(entry.kind)) return [false, "the bill that was run again is not here"];
   const deal = entry.is;
   if (!equal(again.job, deal.job) || again.meter !== deal.meter) return [false, "another job, or another meter, was run again"];
-  const differs = ["fuel", "exit", "outputs"].filter((field) => !same(again[field], deal[field]));
-  return differs.length ? [false, `differs in ${differs.join(", ")}; ${amountOf(deal, again.fuel, again.exit)} µcr, not ${deal.amount}`] : [true, "run again: equal"];
+  const before = deal.migrations.length ? deal.migrations.at(-1)[0] : 0n;
+  const whole = { ...deal, fuel: before + deal.fuel };
+  const ours = again.fuel > before ? again.fuel - before : 0n;
+  const differs = ["fuel", "exit", "outputs"].filter((field) => !same(again[field], whole[field]));
+  return differs.length ? [false, `differs in ${differs.join(", ")}; ${amountOf(deal, ours, again.exit)} µcr, not ${deal.amount}`] : [true, "run again: equal"];
 }
 
 async function link(entry, valid, proven, find) {

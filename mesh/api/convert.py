@@ -27,9 +27,17 @@ from mesh.api.door import (
 )
 from mesh.api.faults import FieldError
 from mesh.ids import Cid, EntryId, PeerId, TaskId
-from mesh.market.order import Answer, State, TaskRecord
+from mesh.market.order import Answer, State, TaskRecord, paid_so_far
 from mesh.resources.capacity import Capacity
-from mesh.v1 import ledger_pb2, market_pb2, node_pb2, notice_pb2, offer_pb2, order_pb2
+from mesh.v1 import (
+    ledger_pb2,
+    market_pb2,
+    node_pb2,
+    notice_pb2,
+    offer_pb2,
+    order_pb2,
+    tasks_pb2,
+)
 
 KEY_MAX = 64
 """Bytes of an idempotency key."""
@@ -104,6 +112,11 @@ def read_form(form: ledger_pb2.ExportForm.ValueType) -> Form:
     if form not in _FORMS:
         raise FieldError("form", "is not given", "EXPORT_FORM_BUNDLE verifies offline")
     return _FORMS[form]
+
+
+def read_target(request: tasks_pb2.TasksMigrateRequest) -> PeerId | None:
+    """Where a task is wanted, if its client says. Raises FieldError."""
+    return _parse(ids.parse_peer, request.to, "to") if request.to else None
 
 
 def read_line(request: ledger_pb2.LedgerSetLineRequest) -> tuple[PeerId, int]:
@@ -265,8 +278,15 @@ def task(record: TaskRecord, *, with_answers: bool = True) -> order_pb2.Task:
         moves=record.moves,
         alloc=_entry(record.alloc),
         settle=_entry(record.settle),
-        amount=record.amount,
+        amount=paid_so_far(record),
         result=None if record.result is None else _result(record.result),
+        path=[_move(move) for move in record.path],
+    )
+
+
+def _move(move: messages.Move) -> order_pb2.Move:
+    return order_pb2.Move(
+        fuel=move.fuel, source=_peer(move.source), state=ids.format_cid(move.state)
     )
 
 
@@ -360,6 +380,7 @@ def status(view: NodeView) -> node_pb2.NodeStatusResponse:
         tier=view.tier,
         storage=view.storage,
         counters=dict(view.counters),
+        draining=view.draining,
     )
 
 

@@ -76,6 +76,8 @@ class NodeView:
     storage: str
     counters: tuple[tuple[str, int], ...]
     """Every bound that was reached and every fault that was met, by name."""
+    draining: bool = False
+    """Whether its owner wants it empty."""
 
 
 @frozen
@@ -247,6 +249,13 @@ class Door(Protocol):
         """Raises NotFound. Cancelling an ended task changes nothing."""
         ...
 
+    async def migrate(self, task: TaskId, to: PeerId | None) -> None:
+        """Ask for a running task to go on elsewhere, at *to* if that will have it.
+
+        Raises NotFound, Refused.
+        """
+        ...
+
     def follow(
         self, task: TaskId | None
     ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Numbered]]:
@@ -259,6 +268,10 @@ class Door(Protocol):
     def status(self) -> NodeView: ...
 
     def peers(self) -> Sequence[PeerView]: ...
+
+    async def drain(self, *, is_on: bool) -> None:
+        """Take nothing new on and move what runs here elsewhere; or be open again."""
+        ...
 
     async def receipts(self, task: TaskId | None, limit: int) -> Sequence[ReceiptView]:
         """Newest first."""

@@ -124,6 +124,14 @@ async def cancel(
     return tasks_pb2.TasksCancelResponse()
 
 
+async def migrate(
+    door: Door, request: tasks_pb2.TasksMigrateRequest
+) -> tasks_pb2.TasksMigrateResponse:
+    """Ask for a task to go on elsewhere."""
+    await door.migrate(convert.read_task(request.task_id), convert.read_target(request))
+    return tasks_pb2.TasksMigrateResponse()
+
+
 Tell: TypeAlias = Callable[[TaskRecord | Numbered], Awaitable[None]]
 
 
@@ -186,6 +194,12 @@ async def list_peers(door: Door, request: node_pb2.NodePeersRequest) -> node_pb2
         request.page_token,
     )
     return node_pb2.NodePeersResponse(peers=peers, next_page_token=token)
+
+
+async def drain(door: Door, request: node_pb2.NodeDrainRequest) -> node_pb2.NodeDrainResponse:
+    """Empty the node, or open it again."""
+    await door.drain(is_on=request.is_on)
+    return node_pb2.NodeDrainResponse()
 
 
 # Files
@@ -416,8 +430,13 @@ SERVICES: Mapping[str, Mapping[str, Method]] = {
         "Watch": Stream(watch_tasks, window=512, is_watch=True),
         "Result": Unary(result),
         "Cancel": Unary(cancel),
+        "Migrate": Unary(migrate),
     },
-    "mesh.v1.Node": {"Status": Unary(status), "Peers": Unary(list_peers)},
+    "mesh.v1.Node": {
+        "Status": Unary(status),
+        "Peers": Unary(list_peers),
+        "Drain": Unary(drain),
+    },
     "mesh.v1.Files": {
         "Put": Upload(put_file),
         "Get": Stream(get_file, window=4),

@@ -19,6 +19,8 @@ from mesh.errors import MeshError
 
 VERBS: dict[str, tuple[str, str, str]] = {
     "join": ("provider", "join", "Run a node here: sell, bid, run, serve."),
+    "drain": ("provider", "drain", "Empty this node: what runs here goes on elsewhere."),
+    "activate": ("provider", "drain", "Open a drained node again."),
     "submit": ("client", "submit", "Bid for compute: run a WASM module somewhere."),
     "ps": ("client", "tasks", "The tasks of this node."),
     "inspect": ("client", "tasks", "All that is known of one task."),
@@ -26,6 +28,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "logs": ("client", "tasks", "What a task wrote to its standard output and error."),
     "get": ("client", "tasks", "Download a task's output."),
     "cancel": ("client", "tasks", "Take a task back."),
+    "migrate": ("client", "tasks", "Move a running task to another node."),
     "status": ("network", "network", "This node, now."),
     "peers": ("network", "network", "The peers of this node, and what they sell."),
     "receipts": ("money", "money", "Signed receipts of this node."),

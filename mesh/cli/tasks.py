@@ -1,4 +1,4 @@
-"""Verbs for tasks that were submitted: ps, inspect, wait, logs, get, cancel."""
+"""Verbs for tasks that were submitted: ps, inspect, wait, logs, get, cancel, migrate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from mesh.cli.submit import finish, show_task
 from mesh.cli.words import clean, short_peer, short_task, show_cost, totals
 
 if TYPE_CHECKING:
-    from mesh.client import Client
+    from mesh.client import Client, Task
+    from mesh.v1 import order_pb2
+
+STAYS = "it stays"
+"""How the reason begins of a task that was asked to move and does not (migration/migrator.py)."""
 
 _COLUMNS = (
     Column("ID", lambda task: short_task(task["task_id"])),
@@ -127,3 +131,39 @@ def cancel(*, client: Client, task: str) -> None:
     handle = client.task(task)
     handle.cancel()
     say(f"{handle.id} is {handle.state}")
+
+
+@click.command()
+@click.argument("task")
+@click.option("--to", metavar="PEER", default="", help="Where to: an id, or the end of one.")
+@click.option("--timeout", type=DURATION, default="60s", help="Wait so long for it to go on there.")
+@with_client
+def migrate(*, client: Client, task: str, to: str, timeout: int) -> None:
+    """Move TASK, which runs, to another node: to PEER if that bids for it, else to the best bid.
+
+    It goes on where it was. What it burnt so far is paid to the node that it leaves.
+    """
+    handle = client.task(task)
+    before = handle.record
+    handle.migrate(client.peer_id(to) if to else "")
+    after = _moved(handle, before, timeout / 1000)
+    say(f"{handle.id} goes on at {short_peer(after.executor)} from {after.fuel:,} fuel on")
+
+
+def _moved(task: Task, before: order_pb2.Task, timeout: float) -> order_pb2.Task:
+    """Its record once it runs again. Raises NotPlaced with the reason where it stays or ends."""
+    from mesh.client.errors import NotPlaced
+    from mesh.client.facts import state_word
+    from mesh.client.task import FINAL
+    from mesh.v1 import order_pb2
+
+    running = order_pb2.TaskState.TASK_STATE_RUNNING
+    for _ in task.watch(timeout):
+        record = task.record
+        if record.fence > before.fence and record.state == running:
+            return record
+        if record.state in FINAL:
+            raise NotPlaced(f"{task.id} is {state_word(record.state)} already", "")
+        if record.fence == before.fence and record.reason.startswith(STAYS):
+            raise NotPlaced(f"{task.id} was not moved: {record.reason}", "it runs on")
+    raise NotPlaced(f"{task.id} was not moved", f"mesh inspect {task.id}")

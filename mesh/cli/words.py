@@ -105,12 +105,14 @@ def task_lines(task: Facts) -> Lines:
     if task["executor"]:
         lines.append(("executor", task["executor"]))
     if task["moves"]:
-        lines.append(("moves", f"{task['moves']} executors were lost before"))
+        lines.append(("moves", f"{task['moves']} executors before this one"))
+    for step in task["path"]:
+        lines.append(("moved", f"from {short_peer(step['source'])} at {show_fuel(step['fuel'])}"))
     result = task["result"]
     if result:
         lines += [
             ("ended", clean(f"{result['status']}, exit code {result['exit_code']}")),
-            ("fuel", f"{show_fuel(result['fuel'])} in {units.show_duration(result['run_ms'])}"),
+            ("fuel", _burnt(task)),
             ("output", result["output"]),
         ]
         if result["detail"] != task["reason"]:
@@ -122,6 +124,13 @@ def task_lines(task: Facts) -> Lines:
         lines.append(("cost", f"{units.show_money(task['amount'])} of at most {ceiling}"))
         lines.append(("receipt", task["settle"]))
     return lines
+
+
+def _burnt(task: Facts) -> str:
+    """By all executors together; the time is that of the last."""
+    result = task["result"]
+    told = f"{show_fuel(result['fuel'])} in {units.show_duration(result['run_ms'])}"
+    return f"{show_fuel(task['fuel'])}, the last {told}" if task["path"] else told
 
 
 def totals(tasks: Sequence[Facts]) -> str:

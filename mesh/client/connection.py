@@ -187,12 +187,23 @@ class Client:
         with told_plainly(self.target):
             self._tasks.Cancel(tasks_pb2.TasksCancelRequest(task_id=task), timeout=ANSWER_S)
 
+    def migrate(self, task: str, to: str = "") -> None:
+        """Ask for the running *task* to go on at another node, at the peer *to* if that bids."""
+        with told_plainly(self.target):
+            request = tasks_pb2.TasksMigrateRequest(task_id=task, to=to)
+            self._tasks.Migrate(request, timeout=ANSWER_S)
+
     # --- the node ------------------------------------------------------------------------------
 
     def status(self) -> node_pb2.NodeStatusResponse:
         """This node, now."""
         with told_plainly(self.target):
             return self._node.Status(node_pb2.NodeStatusRequest(), timeout=ANSWER_S)
+
+    def drain(self, *, is_on: bool = True) -> None:
+        """Let the node take nothing new on and move what runs there; or open it again."""
+        with told_plainly(self.target):
+            self._node.Drain(node_pb2.NodeDrainRequest(is_on=is_on), timeout=ANSWER_S)
 
     def peers(self) -> Iterator[node_pb2.Peer]:
         """Every peer that this node knows."""

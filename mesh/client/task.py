@@ -64,6 +64,10 @@ class Task:
         """Write its output file *path* to *to*; with an empty *path* all of them, into a folder."""
         return self.client.get(output_of(self.record), to, path)
 
+    def migrate(self, to: str = "") -> None:
+        """Ask for it to go on at another node; at the peer *to*, if that bids."""
+        self.client.migrate(self.id, to)
+
     def cancel(self) -> None:
         """Take it back."""
         self.client.cancel(self.id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeAlias
 
 from ledger import chain
 from ledger.chain import Head
@@ -19,7 +20,7 @@ from mesh.ids import EntryId, PeerId, TaskId
 from mesh.market import terms as contract
 from mesh.market.own_chain import CLOSINGS_MAX, OwnChain, Past
 from mesh.market.policy import Policy
-from mesh.messages import Award, Bid, Declined, Done, Lost, Settled, Slice, Sliced
+from mesh.messages import Award, Bid, Declined, Done, Lost, Saved, Settled, Slice, Sliced
 from mesh.sansio import Action, Identity, Send, WakeAt, Woken
 
 REMINDERS_MAX = 64
@@ -27,6 +28,8 @@ REMINDERS_MAX = 64
 
 Key = tuple[TaskId, int]
 """A task and the fence of one award of it."""
+Bill: TypeAlias = Done | Saved
+"""What a seller asks to be paid for: all that it did, or all up to a state that it gave us."""
 
 
 class Accounts:
@@ -82,9 +85,13 @@ class Accounts:
         ]
 
     def paid(self) -> dict[TaskId, tuple[EntryId, Terms]]:
-        """The receipt of each task that was paid, of those not yet forgotten."""
+        """The receipt of each task that was paid to its end, of those not yet forgotten."""
         entries = [Entry.decode(data) for _, data in self._closings.values()]
-        settled = [entry for entry in entries if entry.content.kind is Kind.SETTLE]
+        settled = [
+            entry
+            for entry in entries
+            if entry.content.kind is Kind.SETTLE and entry.content.deal.exit != contract.MOVED_EXIT
+        ]
         return {
             TaskId(entry.content.deal.nonce): (EntryId(entry.id), entry.content.deal)
             for entry in settled
@@ -110,22 +117,20 @@ class Accounts:
         self._take_up(entry)
         return entry, actions
 
-    def check(self, peer: PeerId, done: Done) -> Terms:
+    def check(self, peer: PeerId, bill: Bill) -> Terms:
         """The SETTLE terms of an open award. Raises PeerError when they do not follow from it."""
-        alloc = self._allocs[done.task, done.fence]
+        alloc = self._allocs[bill.task, bill.fence]
         terms = contract.check_settle(
-            done.terms, Terms.decode(alloc.content.terms), EntryId(alloc.id), done.result
+            bill.terms, Terms.decode(alloc.content.terms), EntryId(alloc.id), bill.result
         )
-        if not self._identity.verify(peer, terms_message(done.terms), done.signature):
+        if not self._identity.verify(peer, terms_message(bill.terms), bill.signature):
             raise PeerError("settle terms with a bad signature")
         return terms
 
-    def settle(self, peer: PeerId, done: Done, wall_ms: int) -> tuple[Terms, Entry, list[Action]]:
-        """Pay for a run whose bill `check` has passed. The chain must be writable."""
-        key = (done.task, done.fence)
-        terms = Terms.decode(done.terms)
-        entry, actions = self._close(chain.settle, key, peer, done.terms, done.signature, wall_ms)
-        return terms, entry, actions
+    def settle(self, peer: PeerId, bill: Bill, wall_ms: int) -> tuple[Entry, list[Action]]:
+        """Pay a *bill* that `check` has passed. The chain must be writable."""
+        key = (bill.task, bill.fence)
+        return self._close(chain.settle, key, peer, bill.terms, bill.signature, wall_ms)
 
     def void(self, peer: PeerId, given_up: Declined | Lost, wall_ms: int) -> list[Action]:
         """Free what was pending; nothing, when there is no such award. Raises PeerError."""

@@ -23,21 +23,38 @@ from mesh.market.accounts import Accounts
 from mesh.market.billing import Billing
 from mesh.market.lease import Clock
 from mesh.market.offers import Heard, OfferBook
-from mesh.market.order import Order, State, TaskRecord, bid_answer, refusal_answer
+from mesh.market.order import (
+    Order,
+    State,
+    TaskRecord,
+    bid_answer,
+    burnt_before,
+    refusal_answer,
+    work_left,
+)
 from mesh.market.own_chain import OwnChain, Past
 from mesh.market.policy import Policy
 from mesh.market.recovery import recovered
 from mesh.market.register import Register
 from mesh.market.sale import Sale, Sealed, ask_for, why_no_bid
 from mesh.market.scoring import Calibration, score
-from mesh.market.terms import CANCELLED, check_bid
-from mesh.messages import Accepted, Ask, Award, Bid, Declined, Done, Lost, Refusal, Renew, Renewed
+from mesh.market.settlement import Settlement
+from mesh.market.terms import check_bid
+from mesh.messages import (
+    Accepted,
+    Ask,
+    Award,
+    Bid,
+    Declined,
+    Refusal,
+    Renew,
+    Renewed,
+)
 from mesh.notices import Asked, Awarded, Progressed
 from mesh.sansio import (
     Action,
     Certified,
     Certify,
-    Collect,
     Identity,
     Notify,
     PersistTask,
@@ -63,11 +80,20 @@ class Auctioneer:
         records: Sequence[TaskRecord],
     ) -> None:
         self.accounts = Accounts(identity, policy, own, past)
-        self._register = Register(policy, recovered(records, self.accounts))
-        self.billing = Billing(self.accounts, self._register, clock)
-        self.records = self._register.records
-        self._sales = self._register.sales
+        self.register = Register(policy, recovered(records, self.accounts))
+        self.billing = Billing(self.accounts, self.register, clock)
+        self.records = self.register.records
+        self._sales = self.register.sales
         self.calibration = Calibration()
+        self.settlement = Settlement(
+            self.accounts,
+            self.register,
+            self.billing,
+            self.calibration,
+            policy=policy,
+            clock=clock,
+            reopen=self._open,
+        )
         self._identity = identity
         self._policy = policy
         self._clock = clock
@@ -75,11 +101,11 @@ class Auctioneer:
         self._book = book
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        return {**self._register.sizes(), **self.accounts.sizes()}
+        return {**self.register.sizes(), **self.accounts.sizes()}
 
     def why_full(self) -> str:
         """Why no further task can be admitted, or the empty string."""
-        if self._register.is_full:
+        if self.register.is_full:
             return f"{self._policy.tasks_open_max} tasks are open at this node already"
         return self.accounts.why_full()
 
@@ -92,15 +118,16 @@ class Auctioneer:
         for record in list(self.records.values()):
             if not record.state.is_final:
                 actions += self._resume(record, newest.get(record.order.task, 0), now)
-        return [*actions, self.accounts.timer(now)]
+        return [*self.billing.pay_again(now), *actions, self.accounts.timer(now)]
 
     def confirmed(self, lost: Sequence[Entry], now: float) -> list[Action]:
         """Our chain ends where we know: take up what was *lost* of it, and whatever waited."""
         for entry in lost:
             self.accounts.take_up(entry)
-        actions = self._register.correct(recovered(self.records.values(), self.accounts))
+        actions = self.register.correct(recovered(self.records.values(), self.accounts))
+        actions += self.billing.pay_again(now)
         newest = self.accounts.newest_fences()
-        for task in self._register.waiting():
+        for task in self.register.waiting():
             record = self.records[task]
             self.records[task] = evolve(record, round=max(record.round, newest.get(task, 0)))
             actions += self._open_soon(task, now)
@@ -119,18 +146,18 @@ class Auctioneer:
             *self._open(order.task, now),
         ]
 
-    def cancel(self, task: TaskId) -> list[Action]:
+    def cancel(self, task: TaskId, now: float) -> list[Action]:
         """The client takes it back; what was burnt so far is paid."""
         record = self.records.get(task)
         if record is None or record.state.is_final:
             return []
-        return self._finish(task, State.CANCELLED, "cancelled by its client")
+        return self.settlement.finish(task, State.CANCELLED, "cancelled by its client", now)
 
     def offer_heard(self, heard: Heard, now: float) -> list[Action]:
         """An offer that shows new room brings waiting tasks up again, the most pressing first."""
         room = heard.offer.free
         actions: list[Action] = []
-        for task in self._register.waiting():
+        for task in self.register.waiting():
             order = self.records[task].order
             if order.work.needs.fits_in(room) and self._sales[task].is_news(heard, order):
                 room -= order.work.needs
@@ -141,7 +168,7 @@ class Auctioneer:
 
     def bid(self, peer: PeerId, bid: Bid, now: float) -> list[Action]:
         """Enter a sealed bid; the last awaited answer closes the auction. Raises PeerError."""
-        sale = self._register.asking(peer, bid.task, bid.round)
+        sale = self.register.asking(peer, bid.task, bid.round)
         if sale is None:
             return []
         record = self.records[bid.task]
@@ -151,22 +178,22 @@ class Auctioneer:
         worth = score(bid, value=value, price=price, deadline_ms=ask.deadline_ms, factor=factor)
         sale.bids[peer] = Sealed(bid, price, worth)
         answer = bid_answer(peer, bid, price, worth)
-        return [*self._register.note(record, answer), *self._close_if_complete(bid.task, now)]
+        return [*self.register.note(record, answer), *self._close_if_complete(bid.task, now)]
 
     def refusal(self, peer: PeerId, refusal: Refusal, now: float) -> list[Action]:
         """Note a "no" and its reason."""
-        sale = self._register.asking(peer, refusal.task, refusal.round)
+        sale = self.register.asking(peer, refusal.task, refusal.round)
         if sale is None:
             return []
         sale.refused.add(peer)
         if refusal.may_change:
             sale.busy.add(peer)
-        noted = self._register.note(self.records[refusal.task], refusal_answer(peer, refusal))
+        noted = self.register.note(self.records[refusal.task], refusal_answer(peer, refusal))
         return [*noted, *self._close_if_complete(refusal.task, now)]
 
     def accepted(self, peer: PeerId, accepted: Accepted) -> list[Action]:
         """The winner runs it; the others are told why they lost."""
-        record = self._register.held_by(peer, accepted.task, accepted.fence)
+        record = self.register.held_by(peer, accepted.task, accepted.fence)
         if record is None or record.state is not State.AWARDED:
             return []
         return self._run(record, "the executor accepted")
@@ -187,81 +214,31 @@ class Auctioneer:
     def declined(self, peer: PeerId, declined: Declined, now: float) -> list[Action]:
         """The winner's hold had gone: free the money, ask the next best."""
         actions = self.accounts.void(peer, declined, self._clock.wall_ms(now))
-        record = self._register.held_by(peer, declined.task, declined.fence)
+        record = self.register.held_by(peer, declined.task, declined.fence)
         if record is None or record.state is not State.AWARDED:
             return actions
         self.calibration.record(peer, self._sales[declined.task].promise, was_kept=False)
-        self._register.judge(declined.task, peer, f"declined: {declined.reason}")
+        self.register.judge(declined.task, peer, f"declined: {declined.reason}")
         return [*actions, *self._award_next(declined.task, now)]
 
     # --- the lease ------------------------------------------------------------------------------
 
     def renew(self, peer: PeerId, renew: Renew, now: float) -> list[Action]:
         """Extend the lease from now, or say that there is none."""
-        record = self._register.held_by(peer, renew.task, renew.fence)
+        record = self.register.held_by(peer, renew.task, renew.fence)
         if record is None or record.state not in (State.AWARDED, State.RUNNING):
             return self.billing.revoke(peer, renew.task, renew.fence)
         actions = self._run(record, "renewed") if record.state is State.AWARDED else []
         record = self.records[renew.task]
-        if renew.fuel > record.fuel:
-            self.records[renew.task] = evolve(record, fuel=renew.fuel)
-            actions.append(Notify(Progressed(renew.task, renew.fence, renew.fuel)))
+        fuel = burnt_before(record) + renew.fuel
+        if fuel > record.fuel:
+            self.records[renew.task] = evolve(record, fuel=fuel)
+            actions.append(Notify(Progressed(renew.task, renew.fence, fuel)))
         return [
             *actions,
             Send(peer, Renewed(renew.task, renew.fence, renew.seq, self._policy.ttl_ms)),
-            self._grant(renew.task, now),
+            self._sales[renew.task].grant(record, self._policy, now),
         ]
-
-    def done(self, peer: PeerId, done: Done, now: float) -> list[Action]:
-        """Close the account of a run that ended, and the task with it. Raises PeerError."""
-        key = (done.task, done.fence)
-        if closing := self.accounts.closing(peer, key):
-            return [Send(peer, closing)]
-        record = self._register.held_by(peer, done.task, done.fence)
-        if record is None or not self.accounts.is_open(peer, key):
-            return self.billing.revoke(peer, done.task, done.fence)
-        if not self.accounts.is_writable:
-            return []  # it says so again
-        self.accounts.check(peer, done)
-        sale = self._sales.get(done.task)
-        if sale is None:
-            is_cancelled = (record.state, done.result.status) == (State.CANCELLED, CANCELLED)
-            if is_cancelled or done.result == record.result:
-                return self._settle(record, done, now)
-            return self.billing.revoke(peer, done.task, done.fence)
-        if sale.done is not None:
-            return []
-        sale.done = done
-        roots = (done.result.output, done.result.stdout, done.result.stderr)
-        return [Collect(done.task, done.fence, peer, roots), self._grant(done.task, now)]
-
-    def collected(self, task: TaskId, fence: int, reason: str, now: float) -> list[Action]:
-        """The results are here: pay, and end the task. If not, the executor will say Done again."""
-        record, sale = self.records.get(task), self._sales.get(task)
-        if not record or not sale or not sale.done or sale.done.fence != fence:
-            return []
-        done, sale.done = sale.done, None
-        is_live = record.fence == fence and record.state in (State.AWARDED, State.RUNNING)
-        if not is_live or not self.accounts.is_writable:
-            return []
-        if reason:
-            self.records[task] = evolve(record, reason=f"results not here yet: {reason}"[:512])
-            return []
-        return self._settle(record, done, now)
-
-    def lost(self, peer: PeerId, lost: Lost, now: float) -> list[Action]:
-        """The executor gave it up: free the money and auction it again at once."""
-        if closing := self.accounts.closing(peer, (lost.task, lost.fence)):
-            return [Send(peer, closing)]
-        if not self.accounts.is_writable:
-            return []
-        actions = self.accounts.void(peer, lost, self._clock.wall_ms(now))
-        if not actions:
-            return self.billing.revoke(peer, lost.task, lost.fence)
-        record = self._register.held_by(peer, lost.task, lost.fence)
-        if record and record.state in (State.AWARDED, State.RUNNING):
-            actions += self._lose(lost.task, lost.reason, now)
-        return actions
 
     # --- time -----------------------------------------------------------------------------------
 
@@ -284,7 +261,7 @@ class Auctioneer:
         if not award or not winner or not sale.award_at <= now < sale.award_until:
             return []  # the timer of a winner before, or too late
         again = [Send(winner, award)] if award.certificate or not self._policy.witnesses else []
-        return [*again, self._award_timer(task, fence, now)]
+        return [*again, sale.repeat_award(record, self._policy, now)]
 
     def lease_due(self, task: TaskId, now: float) -> list[Action]:
         """A lease that nobody renewed is over: its holder has stopped by now."""
@@ -292,11 +269,11 @@ class Auctioneer:
         if not record or not sale or not record.executor or now < sale.granted_until:
             return []
         if sale.done is not None:  # it has ended, and what it left is on its way
-            return [self._grant(task, now)]
+            return [sale.grant(record, self._policy, now)]
         if record.state is State.RUNNING:
             self.calibration.record(record.executor, sale.promise, was_kept=False)
         self._book.drop(record.executor)
-        return self._lose(task, "the executor fell silent", now)
+        return self.settlement.lose(task, "the executor fell silent", now)
 
     def ask_due(self, task: TaskId, now: float) -> list[Action]:
         """A waiting task is asked again."""
@@ -314,7 +291,9 @@ class Auctioneer:
         if record.state in (State.AWARDED, State.RUNNING) and now < over_at:
             return [WakeAt(over_at, Woken("deadline", task, 1))]
         reason = f"deadline passed {record.state}"
-        return self._finish(task, State.FAILED, f"{reason}: {record.reason}".rstrip(": "))
+        return self.settlement.finish(
+            task, State.FAILED, f"{reason}: {record.reason}".rstrip(": "), now
+        )
 
     # --- supporting: rounds ---------------------------------------------------------------------
 
@@ -324,7 +303,7 @@ class Auctioneer:
         self._sales[order.task] = sale = Sale.resumed(record, self._clock.wall_ms(now), now)
         deadline = WakeAt(sale.deadline_at, Woken("deadline", order.task, 0))
         if record.state in (State.AWARDED, State.RUNNING):
-            return [deadline, self._grant(order.task, now)]
+            return [deadline, sale.grant(record, self._policy, now)]
         # The round that may have been open is burnt: answers to it belong to another time. So is
         # every fence of an award in the ledger, whether or not its record came to be written.
         round_ = max(record.round + 1, newest)
@@ -348,18 +327,24 @@ class Auctioneer:
         """Open the next round."""
         record, sale = self.records[task], self._sales[task]
         if now >= sale.deadline_at:
-            return self._finish(task, State.FAILED, f"deadline passed: {record.reason}")
+            return self.settlement.finish(
+                task, State.FAILED, f"deadline passed: {record.reason}", now
+            )
         if not self.accounts.is_writable:
             return self._wait(task, self.accounts.why_not(0), now)
-        peers = self._book.candidates(
-            record.order.work,
+        work = work_left(record)
+        wanted, sale.only = sale.only, None
+        peers = self._book.alone(wanted, work) or self._book.candidates(
+            work,
             self._policy.width(sale.misses),
             rng=self._rng,
             calibration=self.calibration,
             avoid=sale.avoid,
         )
+        if peers and not wanted and sale.keeper not in (*peers, *sale.avoid):
+            peers += self._book.alone(sale.keeper, work)
         if not peers:
-            why = self._book.why_nobody(record.order.work, sale.avoid)
+            why = self._book.why_nobody(work, sale.avoid)
             sale.avoid.clear()
             return self._wait(task, why, now)
         sale.open(tuple(peers), now)
@@ -385,7 +370,7 @@ class Auctioneer:
         sale.misses += 1
         sale.ask_at = now + min(pause_s, self._policy.ask_pause_s(sale.deadline_at - now))
         return [
-            *self._register.move(evolve(record, state=State.WAITING, executor=None, reason=why)),
+            *self.register.move(evolve(record, state=State.WAITING, executor=None, reason=why)),
             WakeAt(sale.ask_at, Woken("ask", task, record.round)),
         ]
 
@@ -409,7 +394,7 @@ class Auctioneer:
         sale.award = Award(task, record.round, entry.encode(), self._policy.ttl_ms)
         hold_ms = min(best.bid.hold_ms, self._policy.hold_ms)
         sale.award_until = sale.opened_at + hold_ms / 1000
-        losers = self._register.decide(task, ranking, sale.bids, best)
+        losers = self.register.decide(task, ranking, sale.bids, best)
         self.records[task] = record = evolve(
             self.records[task],
             state=State.AWARDED,
@@ -423,8 +408,8 @@ class Auctioneer:
             *signed,
             self._send_award(winner, sale.award),
             Notify(Awarded(task, record.fence, winner, best.price, best.why_best, alloc)),
-            self._award_timer(task, record.fence, now),
-            self._grant(task, now),
+            sale.repeat_award(record, self._policy, now),
+            sale.grant(record, self._policy, now),
         ]
 
     def _send_award(self, winner: PeerId, award: Award) -> Action:
@@ -433,66 +418,10 @@ class Auctioneer:
             return Certify(award.task, award.fence, award.entry)
         return Send(winner, award)
 
-    def _award_timer(self, task: TaskId, fence: int, now: float) -> Action:
-        at = self._sales[task].award_at = now + self._policy.award_every_ms / 1000
-        return WakeAt(at, Woken("award", task, fence))
-
     def _run(self, record: TaskRecord, reason: str) -> list[Action]:
         task = record.order.task
         sale = self._sales[task]
         sale.misses, sale.award = 0, None
         sale.avoid.clear()
-        moved = self._register.move(evolve(record, state=State.RUNNING, reason=reason))
+        moved = self.register.move(evolve(record, state=State.RUNNING, reason=reason))
         return [*moved, *[Send(peer, release) for peer, release in sale.release(record)]]
-
-    def _grant(self, task: TaskId, now: float) -> Action:
-        """The lease runs from now; not before ttl + margin may it be given to another."""
-        sale = self._sales[task]
-        sale.granted_until = now + (self._policy.ttl_ms + self._policy.margin_ms) / 1000
-        return WakeAt(sale.granted_until, Woken("lease", task, self.records[task].fence))
-
-    def _lose(self, task: TaskId, reason: str, now: float) -> list[Action]:
-        """The executor is out: auction the task again, elsewhere if possible."""
-        record, sale = self.records[task], self._sales[task]
-        assert record.executor is not None
-        sale.avoid = {record.executor}
-        sale.done = None
-        lost = evolve(
-            record,
-            state=State.WAITING,
-            executor=None,
-            fuel=0,
-            moves=record.moves + 1,
-            reason=f"lost by {short_peer(record.executor)}: {reason}",
-        )
-        return [*self._register.move(lost), *self._open(task, now)]
-
-    def _settle(self, record: TaskRecord, done: Done, now: float) -> list[Action]:
-        """Pay for a run, and end its task unless it has ended already."""
-        task, executor = done.task, record.executor
-        assert executor is not None
-        terms, entry, paid = self.accounts.settle(executor, done, self._clock.wall_ms(now))
-        settled = evolve(
-            record,
-            amount=terms.amount,
-            settle=EntryId(entry.id),
-            result=done.result,
-            fuel=done.result.fuel,
-        )
-        self.records[task] = settled
-        if settled.state.is_final:
-            return [PersistTask(settled), *paid]
-        sale = self._sales[task]
-        self.calibration.record(executor, sale.promise, was_kept=now <= sale.deadline_at)
-        state = State.DONE if done.result.status == "exited" else State.FAILED
-        reason = done.result.detail or f"exit code {done.result.exit_code}"
-        return [*self._finish(task, state, reason), *paid]
-
-    def _finish(self, task: TaskId, state: State, reason: str) -> list[Action]:
-        """End the task; whoever still runs it is told, and whether it is owed for that."""
-        record = self.records[task]
-        actions = self._register.end(task, state, reason)
-        executor, fence = record.executor, record.fence
-        if record.settle is None and executor and self.accounts.is_open(executor, (task, fence)):
-            actions += self.billing.revoke(executor, task, fence)
-        return actions

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from ledger.model import INPUTS_MAX
+from ledger.model import INPUTS_MAX, MIGRATIONS_MAX
 from mesh.errors import PeerError
 from mesh.ids import Cid
-from mesh.messages import Ask, Outlook, Quantiles
+from mesh.messages import Ask, Outlook, Quantiles, Result, Work
 from mesh.resources.capacity import Capacity
 from mesh.runtime.manifest import FUEL_MAX, WALL_MS_MAX
 
@@ -67,6 +67,13 @@ class NoQuote:
     may_change: bool = False
 
 
+def learned(shop: Shop, result: Result) -> Shop:
+    """A shop whose speed a long run has corrected."""
+    if result.run_ms < 1_000 or result.fuel == 0:
+        return shop
+    return evolve(shop, speed=max(1, (3 * shop.speed + result.fuel // result.run_ms) // 4))
+
+
 def check_ask(ask: Ask) -> None:
     """That the numbers of an ask fit into terms and timers. Raises PeerError."""
     if not TTL_MS_MIN <= ask.ttl_ms <= _TTL_MS_MAX:
@@ -75,8 +82,18 @@ def check_ask(ask: Ask) -> None:
         raise PeerError("an ask with no end")
     if ask.work.fuel > FUEL_MAX or ask.fee > ask.max_price or len(ask.work.inputs) > INPUTS_MAX:
         raise PeerError("an ask with absurd numbers")
+    check_moves(ask.work)
     if min(ask.work.needs.slots, ask.work.needs.cpu_milli) < 1:
         raise PeerError("an ask to run on nothing")
+
+
+def check_moves(work: Work) -> None:
+    """That a task said to have moved can have. Raises PeerError."""
+    steps = [move.fuel for move in work.moves]
+    if len(steps) > MIGRATIONS_MAX or steps != sorted(steps):
+        raise PeerError("an ask for a task with an absurd past")
+    if steps and steps[-1] + work.fuel > FUEL_MAX:
+        raise PeerError("an ask with absurd numbers")
 
 
 def quote(

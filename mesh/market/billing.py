@@ -1,15 +1,17 @@
 """Billing: what a buyer's node answers to sellers about money, beside awards and settlements.
 
-It signs slices of runs that go on, tells who holds nothing why not and whether it is owed, and
-reminds sellers of awards that came to nothing.
+It signs slices of runs that go on, pays for states that others go on from, tells who holds nothing
+why not and whether it is owed, and reminds sellers of awards that came to nothing.
 """
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from mesh.ids import PeerId, TaskId
 from mesh.market.accounts import Accounts
 from mesh.market.lease import Clock
-from mesh.market.order import State
+from mesh.market.order import SavedBy, State, TaskRecord, is_counted
 from mesh.market.register import Register
 from mesh.messages import Revoked, Slice
 from mesh.sansio import Action, Send
@@ -51,7 +53,41 @@ class Billing:
         is_owed = record.state is State.CANCELLED and self._accounts.is_open(peer, (task, fence))
         return [Send(peer, Revoked(task, fence, f"the task is {record.state}", is_owed=is_owed))]
 
+    def pay_saved(self, record: TaskRecord, now: float) -> tuple[TaskRecord, list[Action]]:
+        """Pay whoever gave us a state that the task went on from.
+
+        A bill leaves the record, and its amount enters it, when it was found paid: a record is
+        written before the payment that it tells of, and a crash may come between the two.
+        """
+        kept, actions, amount = [], [], record.amount
+        for bill in record.saved:
+            if not is_counted(record, bill):
+                kept += [bill] if bill.saved.fence == record.fence else []
+            elif not self._accounts.is_open(bill.executor, (bill.saved.task, bill.saved.fence)):
+                amount += bill.amount
+            else:
+                kept.append(bill)
+                actions += self._pay(bill, now)
+        return evolve(record, saved=tuple(kept), amount=amount), actions
+
+    def pay_again(self, now: float) -> list[Action]:
+        """Pay what a record tells of and a crash kept from our chain."""
+        return [
+            action
+            for record in self._register.records.values()
+            for bill in record.saved
+            if is_counted(record, bill)
+            for action in self._pay(bill, now)
+        ]
+
+    def _pay(self, bill: SavedBy, now: float) -> list[Action]:
+        key = (bill.saved.task, bill.saved.fence)
+        if not self._accounts.is_writable or not self._accounts.is_open(bill.executor, key):
+            return []
+        return self._accounts.settle(bill.executor, bill.saved, self._clock.wall_ms(now))[1]
+
     def due(self, now: float) -> list[Action]:
         """Remind the sellers of awards that came to nothing: who does not run it declines it."""
+        paid = self.pay_again(now)
         reminders = self._accounts.reminders(self._register.executors())
-        return [*reminders, self._accounts.timer(now)]
+        return [*paid, *reminders, self._accounts.timer(now)]

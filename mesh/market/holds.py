@@ -117,6 +117,11 @@ class Holds:
             return None
         return self._holds.pop(award.task)
 
+    def drop_all(self) -> None:
+        """None of our bids is good any more."""
+        for task in list(self._holds):
+            self._drop(task)
+
     def due(self, task: TaskId, round_: int) -> list[Action]:
         """A hold comes to its end."""
         hold = self._holds.get(task)

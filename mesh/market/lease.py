@@ -10,8 +10,15 @@ from attrs import Factory, define, evolve, frozen
 from ledger.keys import terms_message
 from ledger.model import Entry, Terms
 from mesh import codec
-from mesh.ids import EntryId, PeerId, TaskId
-from mesh.market.terms import CANCELLED, EMPTY_DIR, EMPTY_FILE, settle_terms, void_terms
+from mesh.ids import Cid, EntryId, PeerId, TaskId
+from mesh.market.terms import (
+    CANCELLED,
+    EMPTY_DIR,
+    EMPTY_FILE,
+    MOVED,
+    settle_terms,
+    void_terms,
+)
 from mesh.messages import Ask, Bid, Done, Lost, Result, Slice, Work
 from mesh.sansio import PersistTenancy
 
@@ -77,6 +84,15 @@ class Tenancy:
     """What it was asked to sign for and has not yet."""
     is_unsigned: bool = False
     """Stopped: it burnt a whole slice that its buyer has not signed for."""
+    saved_fuel: int = 0
+    """Of the last state of it that was kept."""
+    is_saving: bool = False
+    """Its state is being kept, and it goes on."""
+    save_at: float = 0.0
+    leaving: str = ""
+    """Why it is being taken out."""
+    is_fixed: bool = False
+    """It cannot be moved."""
     claim_at: float = 0.0
     """When we claim on our own word what is still unsigned by then."""
     is_claimed: bool = False
@@ -108,6 +124,22 @@ class Tenancy:
             fuel=self.answer.result.fuel if isinstance(self.answer, Done) else self.fuel,
             run_ms=0,
             output=EMPTY_DIR,
+            stdout=EMPTY_FILE,
+            stderr=EMPTY_FILE,
+        )
+        return self.done(result, wall_ms, sign)
+
+    def given_back(
+        self, state: Cid, fuel: int, run_ms: int, reason: str, wall_ms: int, sign: Sign
+    ) -> Done:
+        """The bill up to *state*, for whoever goes on from there."""
+        result = Result(
+            status=MOVED,
+            exit_code=0,
+            detail=reason,
+            fuel=fuel,
+            run_ms=run_ms,
+            output=state,
             stdout=EMPTY_FILE,
             stderr=EMPTY_FILE,
         )

@@ -109,6 +109,11 @@ class OfferBook:
         best, rest = fitting[: count - at_random], fitting[count - at_random :]
         return [offer.peer for offer in (*best, *rng.sample(rest, at_random))]
 
+    def alone(self, peer: PeerId | None, work: Work) -> list[PeerId]:
+        """*peer* and nobody else, if it has offered room for *work*."""
+        listing = self._listings.get(peer) if peer else None
+        return [listing.offer.peer] if listing and not why_unfit(listing.offer, work) else []
+
     def why_nobody(self, work: Work, avoid: Collection[PeerId]) -> str:
         """Counted reasons why no candidate fits, for people."""
         if not self._listings:

@@ -10,8 +10,9 @@ from enum import StrEnum
 
 from attrs import evolve, frozen
 
+from ledger.model import MIGRATIONS_MAX, Terms
 from mesh.ids import EntryId, PeerId, TaskId
-from mesh.messages import Bid, Refusal, Result, Work
+from mesh.messages import Bid, Move, Refusal, Result, Saved, Work
 
 BIDS_KEPT_MAX = 32
 """Bids and refusals kept on a task's record: the newest win."""
@@ -72,6 +73,16 @@ class Answer:
 
 
 @frozen
+class SavedBy:
+    """A state that its executor gave us, and its bill up to there."""
+
+    executor: PeerId
+    saved: Saved
+    amount: int
+    """µcr, as its terms say."""
+
+
+@frozen
 class TaskRecord:
     """All that its auctioneer knows of one task."""
 
@@ -85,16 +96,72 @@ class TaskRecord:
     executor: PeerId | None = None
     answers: tuple[Answer, ...] = ()
     fuel: int = 0
-    """Progress as last reported."""
+    """Progress as last reported, by all executors together."""
     moves: int = 0
-    """Executors lost before this one."""
+    """Executors before this one, whether they were lost or gave it back."""
+    path: tuple[Move, ...] = ()
+    """The newest moves that took its state along: the next executor goes on from the last."""
+    saved: tuple[SavedBy, ...] = ()
+    """The last state of the run that we hold; before it, bills of states that the task went on
+    from, until they are paid for sure."""
     alloc: EntryId | None = None
     settle: EntryId | None = None
     amount: int = 0
-    """What was paid, µcr."""
+    """What was paid, µcr, to all executors together."""
     result: Result | None = None
     reason: str = ""
     """Why it is in this state, for people."""
+
+
+def paid_so_far(record: TaskRecord) -> int:
+    """µcr, those of states included that the record does not know to be paid yet."""
+    return record.amount if record.state.is_final else record.amount + owed_for_states(record)
+
+
+def with_saved(record: TaskRecord, executor: PeerId, saved: Saved) -> TaskRecord:
+    """The record with a state of its present lease, in place of the one before."""
+    others = tuple(kept for kept in record.saved if kept.saved.fence != saved.fence)
+    bill = SavedBy(executor, saved, Terms.decode(saved.terms).amount)
+    return evolve(record, saved=(*others, bill))
+
+
+def burnt_before(record: TaskRecord) -> int:
+    """Fuel that earlier executors burnt up to the state that the present one began with."""
+    return record.path[-1].fuel if record.path else 0
+
+
+def is_counted(record: TaskRecord, bill: SavedBy) -> bool:
+    """Whether the task went on from the state of *bill*."""
+    state = bill.saved.result.output
+    return any((move.source, move.state) == (bill.executor, state) for move in record.path)
+
+
+def owed_for_states(record: TaskRecord) -> int:
+    """µcr of bills on *record* that are counted and not yet found paid."""
+    return sum(bill.amount for bill in record.saved if is_counted(record, bill))
+
+
+def moved_on(record: TaskRecord) -> TaskRecord:
+    """The record of a task whose lease is over: to go on from the last state that we hold of it,
+    if it has got any further with that."""
+    last = record.saved[-1] if record.saved else None
+    if last is None or last.saved.fence != record.fence or last.executor != record.executor:
+        return evolve(record, executor=None, fuel=burnt_before(record), moves=record.moves + 1)
+    result = last.saved.result
+    move = Move(burnt_before(record) + result.fuel, last.executor, result.output)
+    return evolve(
+        record,
+        executor=None,
+        fuel=move.fuel,
+        moves=record.moves + 1,
+        path=(*record.path, move)[-MIGRATIONS_MAX:],
+    )
+
+
+def work_left(record: TaskRecord) -> Work:
+    """What an executor would find to do now."""
+    work, path = record.order.work, record.path
+    return evolve(work, fuel=work.fuel - path[-1].fuel, moves=path) if path else work
 
 
 def with_answer(record: TaskRecord, answer: Answer) -> TaskRecord:

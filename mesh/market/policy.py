@@ -60,6 +60,18 @@ class Policy:
     """…of so many µcr or more: what a seller works for beyond what its buyer has signed for."""
     head_every: int = 1_024
     """Entries of our own chain between two that sign all before them."""
+    save_at_least_ms: int = 10_000
+    """The state of a run is kept no more often than this…"""
+    save_at_most_ms: int = 600_000
+    """…and no more seldom."""
+    states_kept_max: int = 8
+    """States of tasks that run elsewhere, kept in case they come here…"""
+    state_kept_bytes_max: int = 1 << 30
+    """…each of at most so many bytes…"""
+    state_kept_ms: int = 1_800_000
+    """…until nobody has brought a newer one for so long."""
+    leave_ahead_ms: int = 600_000
+    """Runs make room so long before the owner is expected to need it."""
     claim_ms: int = 600_000
     """A bill or a slice that stays unsigned so long is claimed on the seller's own word."""
 

@@ -14,7 +14,7 @@ from attrs import evolve
 from ledger.model import Terms
 from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.accounts import Accounts
-from mesh.market.order import State, TaskRecord
+from mesh.market.order import State, TaskRecord, owed_for_states
 from mesh.market.terms import CANCELLED, CANCELLED_EXIT
 from mesh.messages import Result
 from mesh.runtime.manifest import EXIT_CODE_MAX, STATUSES
@@ -31,7 +31,7 @@ def _recovered(
 ) -> TaskRecord:
     key = (record.order.task, record.fence)
     if record.settle and record.executor and accounts.is_open(record.executor, key):
-        return evolve(record, settle=None, amount=0)
+        return evolve(record, settle=None, amount=owed_for_states(record))
     if record.order.task not in paid:
         return record
     entry, deal = paid[record.order.task]

@@ -48,6 +48,10 @@ class Register:
             return None
         return sale if sale.awaits(peer) else None
 
+    def find(self, task: TaskId) -> tuple[TaskRecord | None, Sale | None]:
+        """The record and the open sale of *task*, as far as there are any."""
+        return self.records.get(task), self.sales.get(task)
+
     def held_by(self, peer: PeerId, task: TaskId, fence: int) -> TaskRecord | None:
         """The record, if *peer* is the executor of its newest fence."""
         record = self.records.get(task)

@@ -9,9 +9,11 @@ from attrs import Factory, define, frozen
 
 from mesh.ids import PeerId, TaskId
 from mesh.market.offers import Heard, why_unfit
-from mesh.market.order import Order, TaskRecord
+from mesh.market.order import Order, TaskRecord, paid_so_far, work_left
+from mesh.market.policy import Policy
 from mesh.market.scoring import tie_break, virtual_deadline
-from mesh.messages import Ask, Award, Bid, Done, Release
+from mesh.messages import Ask, Award, Bid, Done, Release, Saved
+from mesh.sansio import Action, WakeAt, Woken
 
 
 @frozen
@@ -55,6 +57,14 @@ class Sale:
     ask_at: float = 0.0
     done: Done | None = None
     """The bill of a run whose results are being collected."""
+    saving: Saved | None = None
+    """The bill of a state that is being collected."""
+    leaving: str = ""
+    """Why the executor was asked to give the task back, until it has."""
+    keeper: PeerId | None = None
+    """Who has its last state ready: is always asked."""
+    only: PeerId | None = None
+    """Whom its client wants to run it next; asked alone, once."""
 
     @staticmethod
     def resumed(record: TaskRecord, wall_ms: int, now: float) -> Sale:
@@ -69,6 +79,21 @@ class Sale:
         self.bids, self.refused, self.busy = {}, set(), set()
         self.winners, self.award, self.done = 0, None, None
         self.opened_at = now
+
+    def grant(self, record: TaskRecord, policy: Policy, now: float) -> Action:
+        """The lease runs from now; not before ttl + margin may it be given to another."""
+        self.granted_until = now + (policy.ttl_ms + policy.margin_ms) / 1000
+        return WakeAt(self.granted_until, Woken("lease", record.order.task, record.fence))
+
+    def repeat_award(self, record: TaskRecord, policy: Policy, now: float) -> Action:
+        """When the award is repeated next."""
+        self.award_at = now + policy.award_every_ms / 1000
+        return WakeAt(self.award_at, Woken("award", record.order.task, record.fence))
+
+    def end_lease(self, executor: PeerId) -> None:
+        """*executor* is out: elsewhere next, if possible."""
+        self.avoid = {executor}
+        self.done, self.saving, self.leaving = None, None, ""
 
     def awaits(self, peer: PeerId) -> bool:
         """Whether *peer* was asked in this round and has not answered yet."""
@@ -113,11 +138,11 @@ def ask_for(record: TaskRecord, sale: Sale, *, ttl_ms: int, window_ms: int) -> A
     return Ask(
         task=order.task,
         round=record.round,
-        work=order.work,
+        work=work_left(record),
         priority=order.priority,
         deadline_ms=int((sale.deadline_at - sale.opened_at) * 1000),
         fee=order.fee,
-        max_price=order.max_price,
+        max_price=max(order.fee, order.max_price - paid_so_far(record)),
         ttl_ms=ttl_ms,
         window_ms=window_ms,
     )

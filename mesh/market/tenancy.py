@@ -18,24 +18,21 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 
-from attrs import evolve
-
-from ledger import chain
-from ledger.model import Kind, Terms
+from ledger.model import Kind
 from ledger.quorum import Quorum
 from mesh.errors import PeerError
 from mesh.ids import Cid, PeerId, TaskId
 from mesh.market import slicing
-from mesh.market.bidding import TTL_MS_MIN, Shop, check_ask
+from mesh.market.bidding import TTL_MS_MIN, Shop, check_ask, learned
+from mesh.market.claims import Claims
 from mesh.market.credit import Credit
 from mesh.market.holds import Holds
 from mesh.market.lease import Clock, Phase, Tenancy, restored
 from mesh.market.own_chain import OwnChain
 from mesh.market.papers import certificate_flaw, check_about, check_award, decline
 from mesh.market.policy import Policy
-from mesh.market.terms import CANCELLED
+from mesh.market.terms import CANCELLED, MOVED
 from mesh.messages import (
     Accepted,
     Ask,
@@ -100,6 +97,9 @@ class Tenancies:
         """Answers given up because their buyers were gone and the table was full."""
         self._identity = identity
         self._own = own
+        self._claims = Claims(identity, policy, clock, own)
+        self.is_closed = False
+        """Whether nothing new is taken on."""
         self._policy = policy
         self._quorum = Quorum.of(policy.witnesses) if policy.witnesses else None
         self._clock = clock
@@ -123,6 +123,23 @@ class Tenancies:
         """Tasks with an open tenancy, running or not."""
         return frozenset(task for task, _ in self._tenancies)
 
+    def running(self) -> list[Tenancy]:
+        """What runs here, and is not paused."""
+        return [t for t in self._tenancies.values() if t.phase is Phase.RUNNING]
+
+    def hosted_as(self, task: TaskId, fence: int, buyer: PeerId | None = None) -> Tenancy | None:
+        """A tenancy that has not ended; of *buyer*, if one is named."""
+        tenancy = self._tenancies.get((task, fence))
+        if tenancy is None or tenancy.phase is Phase.ENDED:
+            return None
+        return tenancy if buyer in (None, tenancy.buyer) else None
+
+    def close(self, *, is_closed: bool) -> None:
+        """Take nothing new on, not even what was bid for; or do so again."""
+        self.is_closed = is_closed
+        if is_closed:
+            self.holds.drop_all()
+
     def hosted(self) -> int:
         """Tasks that occupy capacity here."""
         return sum(tenancy.phase is not Phase.ENDED for tenancy in self._tenancies.values())
@@ -138,7 +155,7 @@ class Tenancies:
         """After a restart: answer for what was hosted before."""
         actions: list[Action] = []
         for tenancy in self._tenancies.values():
-            actions += [*self._send_answer(tenancy, now), self._claim_timer(tenancy, now)]
+            actions += [*self._send_answer(tenancy, now), self._claims.timer(tenancy, now)]
         return actions
 
     # --- the auction ----------------------------------------------------------------------------
@@ -204,7 +221,7 @@ class Tenancies:
             tenancy.record(),
             Send(peer, Accepted(award.task, award.fence)),
             Run(award.task, award.fence, peer, hold.ask.work),
-            self._tell(tenancy, "held", f"for {ttl} ms at a time"),
+            self.tell(tenancy, "held", f"for {ttl} ms at a time"),
             *self._renew_timers(tenancy, now),
         ]
 
@@ -225,7 +242,7 @@ class Tenancies:
         actions: list[Action] = [WakeAt(expires_at, Woken("expire", tenancy.task, tenancy.fence))]
         if not tenancy.is_held:
             tenancy.is_held = True
-            actions.append(self._tell(tenancy, "held", "the grantor is back"))
+            actions.append(self.tell(tenancy, "held", "the grantor is back"))
         if tenancy.phase is Phase.PAUSED:
             tenancy.phase = Phase.RUNNING
             actions += self._go_on(tenancy)
@@ -239,30 +256,33 @@ class Tenancies:
         actions: list[Action] = []
         if tenancy.phase is not Phase.ENDED:
             actions.append(StopRun(tenancy.task, tenancy.fence))
-            actions.append(self._tell(tenancy, "revoked", revoked.reason))
+            actions.append(self.tell(tenancy, "revoked", revoked.reason))
         if isinstance(tenancy.answer, Lost):
             return [*actions, *self._forget(tenancy)]
         if not revoked.is_owed:
             return [
                 *actions,
-                *self._end(tenancy, tenancy.lost(revoked.reason, self._identity.sign), now),
+                *self.end(tenancy, tenancy.lost(revoked.reason, self._identity.sign), now),
             ]
         if isinstance(tenancy.answer, Done) and tenancy.answer.result.status == CANCELLED:
             return [*actions, *self._send_answer(tenancy, now)]
         done = tenancy.cancelled(revoked.reason, self._clock.wall_ms(now), self._identity.sign)
-        return [*actions, *self._end(tenancy, done, now)]
+        return [*actions, *self.end(tenancy, done, now)]
 
     def settled(self, peer: PeerId, settled: Settled) -> list[Action]:
-        """The buyer closed the account. Raises PeerError."""
+        """The buyer closed the account: of a run that goes on by the bill of a state that we gave,
+        since we were taken for lost. Raises PeerError."""
         tenancy = self._of(peer, settled.task, settled.fence)
-        if tenancy is None or tenancy.answer is None:
+        if tenancy is None or not (tenancy.answer or tenancy.saved_fuel):
             return []
         body = check_about(self._identity, tenancy, settled.entry, CLOSES)
         # We signed its terms, though perhaps not last: a Settled may cross a Revoked on its way.
         what = "settled" if body.kind is Kind.SETTLE else "void"
+        runs = tenancy.phase is not Phase.ENDED
         return [
+            *([StopRun(tenancy.task, tenancy.fence)] if runs else []),
             AppendEntry(settled.entry, is_own=False),
-            self._tell(tenancy, what, f"{body.deal.amount} µcr"),
+            self.tell(tenancy, what, f"{body.deal.amount} µcr"),
             *self._forget(tenancy),
         ]
 
@@ -280,7 +300,7 @@ class Tenancies:
             told = f"{tenancy.fuel - tenancy.signed_fuel} fuel that its buyer has not signed for"
             if tenancy.phase is Phase.RUNNING:
                 actions.append(PauseRun(task, fence))
-            actions += [self._tell(tenancy, "unsigned", told), self._claim_timer(tenancy, now)]
+            actions += [self.tell(tenancy, "unsigned", told), self._claims.timer(tenancy, now)]
         return actions
 
     def sliced(self, peer: PeerId, sliced: Sliced, now: float) -> list[Action]:
@@ -295,7 +315,7 @@ class Tenancies:
         actions: list[Action] = [AppendEntry(sliced.entry, is_own=False)]
         if tenancy.is_unsigned and not slicing.is_spent(tenancy, self._policy):
             tenancy.is_unsigned = False
-            actions += [self._tell(tenancy, "signed", f"{fuel} fuel"), *self._go_on(tenancy)]
+            actions += [self.tell(tenancy, "signed", f"{fuel} fuel"), *self._go_on(tenancy)]
         return actions + self._ask_to_sign(tenancy, now)
 
     def run_ended(self, task: TaskId, fence: int, result: Result, now: float) -> list[Action]:
@@ -306,8 +326,8 @@ class Tenancies:
         self._learn(tenancy, result)
         done = tenancy.done(result, self._clock.wall_ms(now), self._identity.sign)
         return [
-            self._tell(tenancy, "ended", result.detail or result.status),
-            *self._end(tenancy, done, now),
+            self.tell(tenancy, "ended", result.detail or result.status),
+            *self.end(tenancy, done, now),
         ]
 
     def run_lost(self, task: TaskId, fence: int, reason: str, now: float) -> list[Action]:
@@ -316,8 +336,8 @@ class Tenancies:
         if tenancy is None or tenancy.phase is Phase.ENDED:
             return []
         return [
-            self._tell(tenancy, "lost", reason),
-            *self._end(tenancy, tenancy.lost(reason, self._identity.sign), now),
+            self.tell(tenancy, "lost", reason),
+            *self.end(tenancy, tenancy.lost(reason, self._identity.sign), now),
         ]
 
     # --- time -----------------------------------------------------------------------------------
@@ -349,7 +369,7 @@ class Tenancies:
         tenancy.orphan_at = now + self._policy.orphan_ms / 1000
         return [
             PauseRun(task, fence),
-            self._tell(tenancy, "fenced", "the lease ran out unrenewed; paused"),
+            self.tell(tenancy, "fenced", "the lease ran out unrenewed; paused"),
             WakeAt(tenancy.orphan_at, Woken("orphan", task, fence)),
         ]
 
@@ -361,7 +381,7 @@ class Tenancies:
         tenancy.phase = Phase.RUNNING
         return [
             *self._go_on(tenancy),
-            self._tell(tenancy, "orphaned", "the grantor is silent; finishing without it"),
+            self.tell(tenancy, "orphaned", "the grantor is silent; finishing without it"),
         ]
 
     def answer_due(self, task: TaskId, fence: int, now: float) -> list[Action]:
@@ -396,34 +416,21 @@ class Tenancies:
         done = tenancy.cancelled(reason, self._clock.wall_ms(now), self._identity.sign)
         return [
             StopRun(tenancy.task, tenancy.fence),
-            self._tell(tenancy, "given up", reason),
-            *self._end(tenancy, done, now),
+            self.tell(tenancy, "given up", reason),
+            *self.end(tenancy, done, now),
             *self._claim(tenancy, now),
         ]
 
     def _claim(self, tenancy: Tenancy, now: float) -> list[Action]:
-        """Write the bill of a silent buyer on our own chain, once."""
-        answer = tenancy.answer
-        if tenancy.is_claimed or not isinstance(answer, Done):
-            return []
-        if Terms.decode(answer.terms).amount == 0:
-            return []
-        if self._own.why_not():
-            return [self._claim_timer(tenancy, now)]
-        tenancy.is_claimed = True
-        write = partial(
-            chain.claim, terms=answer.terms, alloc=tenancy.alloc, sign=self._identity.sign
-        )
-        _, actions = self._own.append(
-            lambda head, wall_ms: write(head, wall_ms=wall_ms), self._clock.wall_ms(now)
-        )
-        return [*actions, self._tell(tenancy, "claimed", "its buyer is silent: our word alone")]
-
-    def _claim_timer(self, tenancy: Tenancy, now: float) -> Action:
-        tenancy.claim_at = now + self._policy.claim_ms / 1000
-        return WakeAt(tenancy.claim_at, Woken("claim", tenancy.task, tenancy.fence))
+        was_claimed = tenancy.is_claimed
+        actions = self._claims.claim(tenancy, now)
+        if tenancy.is_claimed == was_claimed:
+            return actions
+        return [*actions, self.tell(tenancy, "claimed", "its buyer is silent: our word alone")]
 
     def _why_not(self, ask: Ask) -> str:
+        if self.is_closed:
+            return "this node is being emptied"
         if any(task == ask.task for task, _ in self._tenancies):
             return "this node still answers for an earlier run of this task"
         if len(self._tenancies) + len(self.holds) >= self._policy.tenancies_max:
@@ -437,7 +444,7 @@ class Tenancies:
         for tenancy in self._tenancies.values():
             if tenancy.phase is Phase.ENDED and tenancy.resends >= _PATIENCE:
                 self.unanswered += 1
-                return [self._tell(tenancy, "unpaid", "its buyer is gone"), *self._forget(tenancy)]
+                return [self.tell(tenancy, "unpaid", "its buyer is gone"), *self._forget(tenancy)]
         return []
 
     def _of(self, peer: PeerId, task: TaskId, fence: int) -> Tenancy | None:
@@ -450,15 +457,15 @@ class Tenancies:
             WakeAt(tenancy.expires_at, Woken("expire", tenancy.task, tenancy.fence)),
         ]
 
-    def _end(self, tenancy: Tenancy, answer: Done | Lost, now: float) -> list[Action]:
+    def end(self, tenancy: Tenancy, answer: Done | Lost, now: float) -> list[Action]:
         """Free the capacity and answer, durably, until the account is closed."""
         tenancy.phase = Phase.ENDED
         tenancy.answer = answer
         tenancy.resends = 0
-        if isinstance(answer, Lost):
+        if isinstance(answer, Lost) or answer.result.status == MOVED:
             tenancy.is_held = False
         self.pool.release(tenancy.task)
-        claim = [self._claim_timer(tenancy, now)] if isinstance(answer, Done) else []
+        claim = [self._claims.timer(tenancy, now)] if isinstance(answer, Done) else []
         return [tenancy.record(), *self._send_answer(tenancy, now), *claim]
 
     def _send_answer(self, tenancy: Tenancy, now: float) -> list[Action]:
@@ -485,9 +492,8 @@ class Tenancies:
         self._modules[module] = None
         if len(self._modules) > _MODULES_MAX:
             del self._modules[next(iter(self._modules))]
-        if result.run_ms >= 1_000 and result.fuel > 0:
-            seen = result.fuel // result.run_ms
-            self.shop = evolve(self.shop, speed=max(1, (3 * self.shop.speed + seen) // 4))
+        self.shop = learned(self.shop, result)
 
-    def _tell(self, tenancy: Tenancy, what: str, reason: str) -> Notify:
+    def tell(self, tenancy: Tenancy, what: str, reason: str) -> Notify:
+        """Whoever watches this node, what became of a tenancy."""
         return Notify(Hosted(tenancy.task, tenancy.fence, tenancy.buyer, what, reason))

@@ -7,14 +7,16 @@ own chain. What a peer signs is compared field by field with what it should have
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attrs import evolve
 
 from ledger.errors import BadEntry
 from ledger.keys import Verify, terms_message
-from ledger.model import Terms, accrued, amount_of, reserve_of
+from ledger.model import MIGRATIONS_MAX, Migration, Terms, accrued, amount_of, reserve_of
 from mesh.errors import PeerError
 from mesh.ids import DAG_PB, RAW, EntryId, PeerId, cid_of
-from mesh.messages import Ask, Bid, Result
+from mesh.messages import Ask, Bid, Move, Result
 from mesh.runtime.manifest import METER, STATUSES, exit_status
 
 UNIT = "uC/Gfuel"
@@ -24,6 +26,9 @@ EMPTY_DIR = cid_of(DAG_PB, EMPTY_DIR_BLOCK)
 CANCELLED = "cancelled"
 """The status of a run that its buyer took back; beside runtime.manifest.STATUSES."""
 CANCELLED_EXIT = 254
+MOVED = "moved"
+"""The status of a run that was taken out alive, for another executor to go on with."""
+MOVED_EXIT = 253
 VOID_EXIT = 255
 """The exit of terms under which nothing ran to an end."""
 
@@ -50,7 +55,7 @@ def alloc_terms(
         amount=0,
         exit=0,
         escalations=(),
-        migrations=(),
+        migrations=migrations_of(ask.work.moves, seller),
         start_ms=wall_ms,
         end_ms=wall_ms,
         deadline_ms=wall_ms + ask.deadline_ms,
@@ -58,6 +63,16 @@ def alloc_terms(
         arbiter=b"",
         ref=b"",
     )
+
+
+def migrations_of(moves: Sequence[Move], seller: PeerId) -> tuple[Migration, ...]:
+    """The moves that brought a task to *seller*, as receipts have them."""
+    targets = [*[move.source for move in moves[1:]], seller]
+    steps = [
+        (move.fuel, bytes(move.source), bytes(target), bytes(move.state))
+        for move, target in zip(moves, targets, strict=False)
+    ]
+    return tuple(steps[-MIGRATIONS_MAX:])
 
 
 def settle_terms(alloc: Terms, alloc_id: EntryId, result: Result, wall_ms: int) -> Terms:
@@ -111,7 +126,7 @@ def check_bid(bid: Bid, ask: Ask, *, seller: PeerId, buyer: PeerId, verify: Veri
 
 def check_settle(data: bytes, alloc: Terms, alloc_id: EntryId, result: Result) -> Terms:
     """SETTLE terms, if they follow from the ALLOC and the result. Raises PeerError."""
-    if result.status not in (*STATUSES, CANCELLED):
+    if result.status not in (*STATUSES, CANCELLED, MOVED):
         raise PeerError("a result of unknown status")
     terms = _decode(data)
     if terms != evolve(settle_terms(alloc, alloc_id, result, 0), end_ms=terms.end_ms):
@@ -139,8 +154,8 @@ def check_void(data: bytes, alloc: Terms, alloc_id: EntryId) -> Terms:
 
 
 def _exit(result: Result) -> int:
-    if result.status == CANCELLED:
-        return CANCELLED_EXIT
+    if result.status in (CANCELLED, MOVED):
+        return CANCELLED_EXIT if result.status == CANCELLED else MOVED_EXIT
     return exit_status(result.status, result.exit_code)
 
 

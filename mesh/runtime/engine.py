@@ -40,14 +40,15 @@ def check_meter() -> None:
     assert installed == WASMTIME, f"wasmtime {installed} is not the meter {WASMTIME}"
 
 
-def open_engine(*, can_move: bool = False) -> wasmtime.Engine:
-    """An engine for guests; one that *can_move* has a second memory."""
-    return wasmtime.Engine(configuration(can_move=can_move))
+def open_engine() -> wasmtime.Engine:
+    """An engine for guests."""
+    return wasmtime.Engine(configuration())
 
 
-def configuration(*, can_move: bool) -> wasmtime.Config:
-    """The one there is (see compiled.CONFIGURATION), but for the number of memories.
+def configuration() -> wasmtime.Config:
+    """The one there is (see compiled.CONFIGURATION).
 
+    Several memories are for guests that can be moved; module.py lets nobody else have a second.
     Stack sizes must fit each other, or wasmtime ends the process.
     """
     config = wasmtime.Config()
@@ -63,7 +64,7 @@ def configuration(*, can_move: bool) -> wasmtime.Config:
     config.shared_memory = False
     config.wasm_relaxed_simd = False
     config.wasm_memory64 = False
-    config.wasm_multi_memory = can_move
+    config.wasm_multi_memory = True
     config.wasm_exceptions = False
     config.wasm_function_references = False
     config.wasm_gc = False

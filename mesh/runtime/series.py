@@ -129,9 +129,9 @@ class Series:
         self._pattern, self._module, self._inputs = pattern, module, inputs
         self._cpu_milli = cpu_milli
         self._place = supervisor.place_of(pattern.module)
-        self._scratch = supervisor.new_scratch()
+        self._scratch = supervisor.next_scratch()
         self._nothing = self._scratch / "nothing"
-        make_private(self._nothing, self._scratch / "kept")
+        make_private(self._scratch, self._nothing, self._scratch / "kept")
         self._waiting_max = workers * WAITING_PER_WORKER
         self._waiting: deque[_Task] = deque()
         self._has_waiting = trio.Event()

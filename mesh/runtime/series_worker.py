@@ -38,10 +38,12 @@ from mesh.runtime.linkage import Linkage
 from mesh.runtime.manifest import Job, decode
 from mesh.runtime.pace import Pace
 from mesh.runtime.sandbox import confine, narrow
+from mesh.runtime.suspension import MovableGuest
 from mesh.runtime.trees import HostFailure
 from mesh.runtime.worker import (
     HOST_ROOM,
     initial_memory,
+    is_movable,
     keep_pace,
     leave,
     limit,
@@ -52,6 +54,7 @@ from mesh.runtime.worker import (
     send,
     start_pace,
     system_calls,
+    trees_of,
 )
 
 DESK = "desk"
@@ -80,7 +83,7 @@ def _perform_all(connection: socket.socket, run: RunJob) -> Iterator[Ended]:
     """The end of each task, in the order they come. Raises HostFailure, and EOFError at last."""
     pattern, scratch = decode(run.job), Path(run.scratch)
     if sys.platform == "linux":
-        limit(resource.RLIMIT_DATA, pattern.memory + HOST_ROOM)
+        limit(resource.RLIMIT_DATA, 2 * pattern.memory + HOST_ROOM)
     engine = open_engine()
     statm = open_statm()
     desk = scratch / DESK
@@ -93,12 +96,13 @@ def _perform_all(connection: socket.socket, run: RunJob) -> Iterator[Ended]:
         while True:
             receive(connection)
             yield refused("refused", refusal.reason)
-    least, inputs, pace = initial_memory(module), dict(run.inputs), start_pace(run.cpu_milli)
-    bench = Bench(connection, linkage, least, inputs, desk, statm, pace)
+    least, can_move = initial_memory(module), is_movable(module)
+    inputs, pace = dict(run.inputs), start_pace(run.cpu_milli)
+    bench = Bench(connection, linkage, can_move, least, inputs, desk, statm, pace)
     _narrow(run, desk)
     bench.try_out(pattern)
     _limit_all(pattern)
-    send(connection, StartedRunning())
+    send(connection, StartedRunning(can_move))
     for number in count(1):
         ended = bench.perform(decode(receive(connection)))
         set_aside(str(desk), number)
@@ -112,6 +116,8 @@ class Bench:
 
     connection: socket.socket
     linkage: Linkage
+    can_move: bool
+    """Whether it could: tasks of a series are too short to."""
     least_memory: int
     inputs: dict[str, str]
     desk: Path
@@ -130,7 +136,7 @@ class Bench:
             why = f"it starts with {self.least_memory} bytes of {job.memory}"
             return refused("out-of-memory", why)
         inputs = {name: Path(self.inputs[name]) for name, _ in job.inputs}
-        wasi = system_calls(job, inputs, self.desk, lambda: guest.fuel_used)
+        wasi = system_calls(job, trees_of(inputs, self.desk), lambda: guest.fuel_used)
 
         def call(name: str, memory: GuestMemory, args: tuple[int, ...]) -> int:
             return wasi.call(name, memory, args)
@@ -141,13 +147,14 @@ class Bench:
             return refused("refused", refusal.reason)
         _limit_time(job)
         try:
-            return run_guest(self.connection, job, guest, wasi, self.statm, self.pace)
+            return run_guest(self.connection, job, guest, wasi, self.statm, self.pace, guest.run)
         finally:
             guest.close()
 
     def _make(self, fuel: int, memory: int, call: SystemCall) -> Guest:
         link = self.linkage
-        return Guest(link.engine, link.module, fuel=fuel, memory=memory, call=call, linkage=link)
+        make = MovableGuest if self.can_move else Guest
+        return make(link.engine, link.module, fuel=fuel, memory=memory, call=call, linkage=link)
 
 
 def set_aside(desk: str, number: int) -> None:

@@ -20,8 +20,10 @@ from mesh.runtime.frames import (
     HEADER,
     Report,
     RunJob,
+    Word,
     decode_report,
     encode_run,
+    encode_word,
     frame_length,
 )
 from mesh.runtime.template_wire import ANSWER, FORK, REAP, REQUEST
@@ -159,6 +161,10 @@ class Worker:
     async def send(self, run: RunJob) -> None:
         """Give it its job. Raises WorkerDied."""
         await self.send_frames(encode_run(run))
+
+    async def say(self, word: Word) -> None:
+        """Tell it more. Raises WorkerDied."""
+        await self.send_frames(encode_word(word))
 
     async def send_frames(self, frames: bytes) -> None:
         """Raises WorkerDied."""

@@ -41,7 +41,7 @@ from mesh.sim.keyring import Keyring
 from mesh.sim.node import Node
 from mesh.sim.options import Options
 from mesh.sim.restart import NET
-from mesh.sim.runtime import PROGRESS_S
+from mesh.sim.runtime import PROGRESS_S, is_of
 from mesh.sim.workload import Plan
 
 _SIZES_EVERY = 16
@@ -179,9 +179,12 @@ class Checkers:
             )
 
     def saw_run(self, node: Node, run: Run) -> None:
-        """S8: the buyer signed for this run, with this seller, and the proof is on our disk."""
+        """S8: the buyer signed for this run, with this seller, and the proof is on our disk; and
+        its owner has not closed the node."""
         if node.peer not in self._nodes:
             return
+        if node.is_drained:
+            raise Violation("drained", f"node {node.index} takes on {format_task(run.task)}")
         tenancy = node.disk.tenancy(run.task, run.fence)
         if tenancy is None:
             raise Violation("S8", f"node {node.index} runs {format_task(run.task)} unrecorded")
@@ -197,6 +200,8 @@ class Checkers:
         if self.quorum is not None:
             self._check_certified(node, run, entry)
         buyer = self._nodes.get(run.buyer)
+        if buyer and not is_of(run, self._plans[run.task]):
+            raise Violation("S10", f"node {node.index} is to run what its buyer never wanted")
         if buyer and entry.id not in self._chains[buyer.index].bodies:
             raise Violation("S8", f"node {node.index} runs on an award its buyer never made")
 
@@ -277,6 +282,28 @@ class Checkers:
             head = self._chains[node.index].head
             if (account.posted_debit, account.pending_debit) != (head.posted, head.pending):
                 raise Violation("S4", f"node {node.index} claims other totals than its entries")
+
+    def check_bills(self) -> None:
+        """S10: however often a task was moved, lost or begun again, it was paid for once, to the
+        last unit of fuel; and its last receipt tells of every move."""
+        for task, record in self._records.items():
+            plan = self._plans[task]
+            if self._is_foul(task) or record.result is None or record.state is State.CANCELLED:
+                continue
+            bodies = self._chains[plan.buyer].bodies.values()
+            bills = [b.deal for b in bodies if b.kind is Kind.SETTLE and b.deal.nonce == task]
+            if any(PeerId(bill.seller) not in self._nodes for bill in bills):
+                continue  # a liar may bill what its buyer signs for
+            burnt = sum(bill.fuel for bill in bills)
+            told = f"{format_task(task)} burnt {plan.fuel}"
+            if burnt != plan.fuel:
+                raise Violation("S10", f"{told}, and was billed {burnt} in {len(bills)} parts")
+            moves = bills[-1].migrations
+            before = moves[-1][0] if moves else 0
+            if before + bills[-1].fuel != plan.fuel or (len(bills) > 1) != bool(moves):
+                raise Violation("S10", f"{told}; its last receipt tells of {before} before it")
+            if record.amount != sum(bill.amount for bill in bills):
+                raise Violation("S10", f"{told}; its record tells of {record.amount} µcr")
 
     def _check_accounts(self, node: Node) -> None:
         """L2: no money is pending for nothing, and each seller has the receipt of its work."""

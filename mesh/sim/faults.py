@@ -7,7 +7,7 @@ from functools import partial
 from random import Random
 from typing import Protocol
 
-from mesh.sansio import LoadSampled
+from mesh.sansio import DrainSet, LoadSampled
 from mesh.sim.network import Network, split
 from mesh.sim.node import Node
 from mesh.sim.options import Options, stream
@@ -45,6 +45,7 @@ class Faults:
             (options.crashes, self._crash),
             (options.stalls, self._stall),
             (options.surges, self._surge),
+            (options.drains, self._drain),
             (_MISCHIEF_PER_MIN * options.byzantine, self._lie),
         )
         for rate, act in kinds:
@@ -65,6 +66,7 @@ class Faults:
                 node.start()
             if node.is_up:
                 node.post(LoadSampled(0, 0))
+                node.post(DrainSet(is_on=False))
 
     def _clog(self, rng: Random) -> None:
         source, target = rng.sample(range(len(self._stage.nodes)), 2)
@@ -142,6 +144,13 @@ class Faults:
         share = rng.choice((0.0, 0.3, 1.0))
         node.post(LoadSampled(int(machine.cpu_milli * share), int(machine.memory * share)))
         self._stage.count("surges")
+
+    def _drain(self, rng: Random) -> None:
+        node = rng.choice(self._stage.nodes)
+        node.post(DrainSet(is_on=True))
+        self._stage.count("drains")
+        wait = rng.choice((1.0, 20.0, 60.0))
+        self._later(wait, lambda: node.post(DrainSet(is_on=False)))
 
     def _lie(self, rng: Random) -> None:
         source = self._stage.nodes[rng.randrange(self._stage.options.byzantine)]

@@ -13,7 +13,7 @@ from typing import Protocol
 from attrs import define
 
 from ledger.model import Entry
-from mesh.ids import EntryId, PeerId, TaskId
+from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.kernel import Kernel
 from mesh.market.bidding import Shop
 from mesh.market.policy import Policy
@@ -25,13 +25,17 @@ from mesh.sansio import (
     Certified,
     Certify,
     ChainConfirmed,
+    Checkpoint,
     Collect,
     Collected,
     ContinueRun,
+    DrainSet,
+    DropState,
     Event,
     ForgetTenancy,
     Gossip,
     Identity,
+    KeepState,
     Notify,
     PauseRun,
     Penalize,
@@ -41,6 +45,7 @@ from mesh.sansio import (
     Send,
     Started,
     StopRun,
+    Suspend,
     WakeAt,
     Woken,
 )
@@ -72,6 +77,7 @@ class World(Protocol):
     def transmit(self, source: Node, target: PeerId, message: Message) -> None: ...
     def publish(self, source: Node, signed: SignedOffer) -> None: ...
     def can_reach(self, source: Node, peer: PeerId) -> bool: ...
+    def can_fetch(self, source: Node, run: Run) -> bool: ...
     def wrote(self, source: Node) -> None: ...
     def handled(self, source: Node, event: Event, actions: list[Action]) -> None: ...
     def crashed(self, source: Node, event: Event, error: Exception) -> None: ...
@@ -127,6 +133,8 @@ class Node:
         self.boots = 0
         self.handled = 0
         self.is_dead = False
+        self.is_drained = False
+        """Whether its owner closed it, since it was started."""
         self.is_catching_up = False
         """Handling the timers that came due in a stall: until then it has no effects."""
         self.quiet_since = 0.0
@@ -135,6 +143,8 @@ class Node:
         self._witness = witness
         self._boot: _Boot | None = None
         self._backlog: list[Event] | None = None  # a list while stalled
+        self.states: set[Cid] = set()
+        """Of runs, which it has collected: on its disk."""
         self._lost: list[bytes] = []  # entries of ours that our disk has not, and peers have
         rng = stream(world.options.seed, "clock", index)
         self._rate = 1.0 + rng.uniform(-1.0, 1.0) * world.options.drift
@@ -173,6 +183,7 @@ class Node:
         assert not self.is_dead
         world = self._world
         self.boots += 1
+        self.is_drained = False
         self.quiet_since = world.now
         rng = stream(world.options.seed, "boot", self.index, self.boots)
         clock = Clock(world.now, rng.uniform(0.0, 1e6), self._rate)
@@ -246,6 +257,8 @@ class Node:
         except CRASHES as error:
             self._world.crashed(self, event, error)
             return
+        if isinstance(event, DrainSet):
+            self.is_drained = event.is_on
         self._world.handled(self, event, actions)
         self._witness.saw_arrival(self, event)
         boot = self._boot
@@ -284,8 +297,16 @@ class Node:
                 boot.runtime.go_on(task, fence)
             case StopRun(task, fence):
                 boot.runtime.stop(task, fence)
-            case Collect(task, fence, executor):
-                self._later(self._world.now + 0.1, lambda: self._collect(task, fence, executor))
+            case Checkpoint(task, fence):
+                boot.runtime.keep(task, fence, is_over=False)
+            case Suspend(task, fence):
+                boot.runtime.keep(task, fence, is_over=True)
+            case Collect():
+                self._later(self._world.now + 0.1, lambda: self._collect(action))
+            case KeepState(buyer=buyer, state=state):
+                self._later(self._world.now + 0.1, lambda: self._keep(buyer, state))
+            case DropState():
+                pass  # a simulated disk is never full
             case Certify():
                 self.disk.sync()
                 wait = self._lateness.uniform(0.005, 0.5)
@@ -305,9 +326,16 @@ class Node:
         certificate, why = self._world.council.certify(chain, entry)
         self.post(Certified(asked.task, asked.fence, EntryId(entry.id), certificate, why))
 
-    def _collect(self, task: TaskId, fence: int, executor: PeerId) -> None:
-        is_there = self._world.can_reach(self, executor)
-        self.post(Collected(task, fence, "" if is_there else "the executor is out of reach"))
+    def _keep(self, buyer: PeerId, state: Cid) -> None:
+        if self._world.can_reach(self, buyer):
+            self.states.add(state)
+
+    def _collect(self, asked: Collect) -> None:
+        is_there = self._world.can_reach(self, asked.executor)
+        if is_there and asked.is_state:
+            self.states.add(asked.roots[0])
+        why = "" if is_there else "the executor is out of reach"
+        self.post(Collected(asked.task, asked.fence, asked.roots[0], why))
 
     def _build_runtime(self, rng: Random) -> Runtime:
         world = self._world
@@ -319,7 +347,7 @@ class Node:
             clock=lambda: world.now,
             schedule=lambda wait, act: self._later(world.now + wait, act),
             post=self.post,
-            can_fetch=lambda run: world.can_reach(self, run.buyer),
+            can_fetch=lambda run: world.can_fetch(self, run),
         )
 
     def _later(self, at: float, act: Callable[[], None]) -> None:

@@ -60,6 +60,10 @@ class Options:
     """A node stops handling anything for a while; its clock does not stop."""
     surges: float
     """The owner's own load comes and goes."""
+    drains: float
+    """An owner empties the node, and opens it again."""
+    moves: float
+    """How often clients want a task elsewhere: per minute and task."""
     drift: float
     """Clock rates lie within 1 ± this."""
     wall_skew_s: float
@@ -89,6 +93,7 @@ class Options:
             self.snares,
             self.stalls,
             self.surges,
+            self.drains,
             self.runs_lost,
             self.cancels,
         )
@@ -128,6 +133,8 @@ def draw(seed: int) -> Options:
         restores=0.0,
         witnesses=0,
         mute=0.0,
+        drains=0.0,
+        moves=0.0,
         ambushes=_maybe(rng, 0.3, 0.02),
         snares=_maybe(rng, 0.4, 0.1),
     )
@@ -139,6 +146,13 @@ def draw(seed: int) -> Options:
         restores=_maybe(money, 0.5, 0.5),
         witnesses=money.choice((0, 0, 0, 1, 4, 7)),
         mute=_maybe(money, 0.5, 0.5),
+    )
+    motion = stream(seed, "motion")
+    options = evolve(
+        options,
+        drains=_maybe(motion, 0.4, 2.0),
+        moves=_maybe(motion, 0.6, 4.0),
+        policy=evolve(options.policy, save_at_least_ms=motion.choice((2_000, 10_000, 60_000))),
     )
     return calm(options) if rng.random() < 0.05 else options
 
@@ -162,6 +176,7 @@ def calm(options: Options) -> Options:
         snares=0.0,
         stalls=0.0,
         surges=0.0,
+        drains=0.0,
         runs_lost=0.0,
         cancels=0.0,
     )

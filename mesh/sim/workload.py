@@ -39,6 +39,7 @@ class Plan:
     burn: int
     """The fuel it wants; above the limit it is stopped there."""
     exit_code: int
+    is_movable: bool = True
     is_modest: bool = False
     """Small, well paid and in no hurry."""
 
@@ -47,15 +48,15 @@ class Plan:
         """What a run to the end burns."""
         return min(self.burn, self.order.work.fuel)
 
-    def result(self, run_ms: int) -> Result:
-        """What a run to the end leaves, wherever it ran."""
+    def result(self, run_ms: int, burnt_before: int = 0) -> Result:
+        """What a run to the end leaves, wherever it ran, and whoever began it."""
         is_stopped = self.burn > self.order.work.fuel
         task = self.order.task
         return Result(
             status="out-of-fuel" if is_stopped else "exited",
             exit_code=0 if is_stopped else self.exit_code,
             detail="",
-            fuel=self.fuel,
+            fuel=self.fuel - burnt_before,
             run_ms=run_ms,
             output=_cid("output", task),
             stdout=_cid("stdout", task),
@@ -177,7 +178,8 @@ def _plan(at: float, buyer: int, peer: PeerId, number: int, size: Size, rng: Ran
         priority=size.priority,
         features=tuple(feature for feature in _FEATURES if rng.random() < 0.1),
     )
-    return Plan(at, buyer, order, burn, rng.choice((0, 0, 0, 1)))
+    is_movable = order.task[0] % 4 != 0
+    return Plan(at, buyer, order, burn, rng.choice((0, 0, 0, 1)), is_movable)
 
 
 def _order(
@@ -204,6 +206,11 @@ def _order(
         features=features,
     )
     return Order(task, name, work, max_price, fee, priority, deadline_ms)
+
+
+def state_of(task: TaskId, fuel: int) -> Cid:
+    """What *task* is once it has burnt *fuel*, wherever it did."""
+    return _cid(f"state {fuel}", task)
 
 
 def _cid(what: str, task: TaskId) -> Cid:

@@ -24,14 +24,19 @@ from mesh.notices import Hosted
 from mesh.sansio import (
     Action,
     CancelRequested,
+    Checkpointed,
     Event,
+    MoveRequested,
     Notify,
     OfferReceived,
     Received,
+    Run,
     RunEnded,
     RunLost,
     RunProgressed,
     Submitted,
+    Suspended,
+    Unmoved,
     Woken,
 )
 from mesh.sim.checkers import Checkers, Violation
@@ -193,6 +198,17 @@ class World:
         there = self.network.reaches(source.index, other.index)
         return there and self.network.reaches(other.index, source.index)
 
+    def can_fetch(self, source: Node, run: Run) -> bool:
+        """Whether *source* can fetch what *run* needs from its buyer."""
+        if not self.can_reach(source, run.buyer):
+            return False
+        buyer = self._by_peer[run.buyer]
+        missing = [move.state for move in run.work.moves[-1:] if move.state not in buyer.states]
+        if missing and self.checkers.is_watched(buyer):
+            told = f"node {buyer.index} awards {format_task(run.task)} from a state it has not got"
+            raise Violation("S10", told)
+        return not missing
+
     def crashed(self, source: Node, event: Event, error: Exception) -> None:
         """A kernel raised: its own broken invariant, or a peer's garbage that was not caught."""
         self._recent.append((self.now, source.index, event))
@@ -238,6 +254,7 @@ class World:
             self.schedule(rng.uniform(0.0, 3.0), node.start)
         for plan in draw_plans(options, [node.peer for node in self.nodes], rng):
             self._plan(plan)
+            self._move_at_times(plan)
             if rng.random() < options.resubmits:
                 self._submit_at(plan.at + rng.uniform(0.0, 60.0), plan)
             if rng.random() < options.cancels:
@@ -251,6 +268,17 @@ class World:
     def _plan(self, plan: Plan) -> None:
         self.plans[plan.order.task] = plan
         self._submit_at(plan.at, plan)
+
+    def _move_at_times(self, plan: Plan) -> None:
+        """Its client wants it elsewhere now and then, and does not always say where."""
+        rng = stream(self.options.seed, "moves", plan.order.task.hex())
+        at = plan.at
+        while self.options.moves and (at := at + rng.expovariate(self.options.moves / 60)):
+            if at >= self.options.chaos_s:
+                break
+            to = rng.choice((None, rng.choice(self.nodes).peer))
+            event = MoveRequested(plan.order.task, to)
+            self.schedule(at, partial(self.nodes[plan.buyer].post, event))
 
     def _submit_at(self, at: float, plan: Plan) -> None:
         node = self.nodes[plan.buyer]
@@ -308,6 +336,7 @@ class World:
         elif self.now - self._quiet_at > _QUIET_S:
             self.checkers.check_quiet(self.nodes)
             self.checkers.check_ledger(self.nodes)
+            self.checkers.check_bills()
             self._check_modest()
             self._is_over = True
 
@@ -344,7 +373,14 @@ def _describe(event: Event) -> str:
             return f"{type(message).__name__} {task}/{fence} from {peer.hex()[:8]}"
         case Woken(timer, subject, mark):
             return f"{timer} due {subject.hex()[:8] if subject else ''} {mark}"
-        case RunProgressed(task, fence) | RunEnded(task, fence) | RunLost(task, fence):
+        case (
+            RunProgressed(task, fence)
+            | RunEnded(task, fence)
+            | RunLost(task, fence)
+            | Checkpointed(task, fence)
+            | Suspended(task, fence)
+            | Unmoved(task, fence)
+        ):
             return f"{type(event).__name__} {task.hex()[:8]}/{fence}"
         case OfferReceived(signed):
             return f"OfferReceived {signed.signature.hex()[:8]}"

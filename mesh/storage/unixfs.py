@@ -103,6 +103,16 @@ def import_file(chunks: Iterable[bytes], put: Put) -> Link:
 
     Keeps one chunk and at most 174 links a level in memory.
     """
+    return import_leaves((import_leaf(chunk, put) for chunk in _rechunk(chunks)), put)
+
+
+def import_leaf(data: bytes, put: Put) -> Link:
+    """Import a part of a file, of a length that the caller chose."""
+    return _emit(RAW, data, put, size=len(data))
+
+
+def import_leaves(leaves: Iterable[Link], put: Put) -> Link:
+    """Import the file whose parts, one at least, are in the store already."""
     levels: list[list[Link]] = [[]]
 
     def push(level: int, link: Link) -> None:
@@ -113,8 +123,8 @@ def import_file(chunks: Iterable[bytes], put: Put) -> Link:
             levels[level] = []
         levels[level].append(link)
 
-    for chunk in _rechunk(chunks):
-        push(0, _emit(RAW, chunk, put, size=len(chunk)))
+    for leaf in leaves:
+        push(0, leaf)
     level = 0
     while level + 1 < len(levels):
         push(level + 1, _emit_file(levels[level], put))  # a lone child too: all leaves equally deep

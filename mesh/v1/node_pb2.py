@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from mesh.v1 import offer_pb2 as mesh_dot_v1_dot_offer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12mesh/v1/node.proto\x12\x07mesh.v1\x1a\x13mesh/v1/offer.proto\"\x13\n\x11NodeStatusRequest\"\xc9\x03\n\x12NodeStatusResponse\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x11\n\tuptime_ms\x18\x04 \x01(\x03\x12\x1f\n\x04sold\x18\x05 \x01(\x0b\x32\x11.mesh.v1.Capacity\x12\x1f\n\x04\x66ree\x18\x06 \x01(\x0b\x32\x11.mesh.v1.Capacity\x12\x1d\n\x05offer\x18\x07 \x01(\x0b\x32\x0e.mesh.v1.Offer\x12\x15\n\rtasks_waiting\x18\x08 \x01(\x05\x12\x15\n\rtasks_running\x18\t \x01(\x05\x12\x14\n\x0ctasks_hosted\x18\n \x01(\x05\x12\r\n\x05peers\x18\x0b \x01(\x05\x12\x0e\n\x06posted\x18\x0c \x01(\x03\x12\x0f\n\x07pending\x18\r \x01(\x03\x12\x0e\n\x06\x65\x61rned\x18\x0e \x01(\x03\x12\x0c\n\x04tier\x18\x0f \x01(\t\x12\x0f\n\x07storage\x18\x10 \x01(\t\x12;\n\x08\x63ounters\x18\x11 \x03(\x0b\x32).mesh.v1.NodeStatusResponse.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"9\n\x10NodePeersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x11NodePeersResponse\x12\x1c\n\x05peers\x18\x01 \x03(\x0b\x32\r.mesh.v1.Peer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x04Peer\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x1d\n\x05offer\x18\x04 \x01(\x0b\x32\x0e.mesh.v1.Offer\x12\x14\n\x0coffer_age_ms\x18\x05 \x01(\x03\x32\x89\x01\n\x04Node\x12\x41\n\x06Status\x12\x1a.mesh.v1.NodeStatusRequest\x1a\x1b.mesh.v1.NodeStatusResponse\x12>\n\x05Peers\x12\x19.mesh.v1.NodePeersRequest\x1a\x1a.mesh.v1.NodePeersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12mesh/v1/node.proto\x12\x07mesh.v1\x1a\x13mesh/v1/offer.proto\"\x13\n\x11NodeStatusRequest\"\xdb\x03\n\x12NodeStatusResponse\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x11\n\tuptime_ms\x18\x04 \x01(\x03\x12\x1f\n\x04sold\x18\x05 \x01(\x0b\x32\x11.mesh.v1.Capacity\x12\x1f\n\x04\x66ree\x18\x06 \x01(\x0b\x32\x11.mesh.v1.Capacity\x12\x1d\n\x05offer\x18\x07 \x01(\x0b\x32\x0e.mesh.v1.Offer\x12\x15\n\rtasks_waiting\x18\x08 \x01(\x05\x12\x15\n\rtasks_running\x18\t \x01(\x05\x12\x14\n\x0ctasks_hosted\x18\n \x01(\x05\x12\r\n\x05peers\x18\x0b \x01(\x05\x12\x0e\n\x06posted\x18\x0c \x01(\x03\x12\x0f\n\x07pending\x18\r \x01(\x03\x12\x0e\n\x06\x65\x61rned\x18\x0e \x01(\x03\x12\x0c\n\x04tier\x18\x0f \x01(\t\x12\x0f\n\x07storage\x18\x10 \x01(\t\x12;\n\x08\x63ounters\x18\x11 \x03(\x0b\x32).mesh.v1.NodeStatusResponse.CountersEntry\x12\x10\n\x08\x64raining\x18\x12 \x01(\x08\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"!\n\x10NodeDrainRequest\x12\r\n\x05is_on\x18\x01 \x01(\x08\"\x13\n\x11NodeDrainResponse\"9\n\x10NodePeersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x11NodePeersResponse\x12\x1c\n\x05peers\x18\x01 \x03(\x0b\x32\r.mesh.v1.Peer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x04Peer\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x1d\n\x05offer\x18\x04 \x01(\x0b\x32\x0e.mesh.v1.Offer\x12\x14\n\x0coffer_age_ms\x18\x05 \x01(\x03\x32\xc9\x01\n\x04Node\x12\x41\n\x06Status\x12\x1a.mesh.v1.NodeStatusRequest\x1a\x1b.mesh.v1.NodeStatusResponse\x12>\n\x05Peers\x12\x19.mesh.v1.NodePeersRequest\x1a\x1a.mesh.v1.NodePeersResponse\x12>\n\x05\x44rain\x12\x19.mesh.v1.NodeDrainRequest\x1a\x1a.mesh.v1.NodeDrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,15 +37,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODESTATUSREQUEST']._serialized_start=52
   _globals['_NODESTATUSREQUEST']._serialized_end=71
   _globals['_NODESTATUSRESPONSE']._serialized_start=74
-  _globals['_NODESTATUSRESPONSE']._serialized_end=531
-  _globals['_NODESTATUSRESPONSE_COUNTERSENTRY']._serialized_start=484
-  _globals['_NODESTATUSRESPONSE_COUNTERSENTRY']._serialized_end=531
-  _globals['_NODEPEERSREQUEST']._serialized_start=533
-  _globals['_NODEPEERSREQUEST']._serialized_end=590
-  _globals['_NODEPEERSRESPONSE']._serialized_start=592
-  _globals['_NODEPEERSRESPONSE']._serialized_end=666
-  _globals['_PEER']._serialized_start=668
-  _globals['_PEER']._serialized_end=779
-  _globals['_NODE']._serialized_start=782
-  _globals['_NODE']._serialized_end=919
+  _globals['_NODESTATUSRESPONSE']._serialized_end=549
+  _globals['_NODESTATUSRESPONSE_COUNTERSENTRY']._serialized_start=502
+  _globals['_NODESTATUSRESPONSE_COUNTERSENTRY']._serialized_end=549
+  _globals['_NODEDRAINREQUEST']._serialized_start=551
+  _globals['_NODEDRAINREQUEST']._serialized_end=584
+  _globals['_NODEDRAINRESPONSE']._serialized_start=586
+  _globals['_NODEDRAINRESPONSE']._serialized_end=605
+  _globals['_NODEPEERSREQUEST']._serialized_start=607
+  _globals['_NODEPEERSREQUEST']._serialized_end=664
+  _globals['_NODEPEERSRESPONSE']._serialized_start=666
+  _globals['_NODEPEERSRESPONSE']._serialized_end=740
+  _globals['_PEER']._serialized_start=742
+  _globals['_PEER']._serialized_end=853
+  _globals['_NODE']._serialized_start=856
+  _globals['_NODE']._serialized_end=1057
 # @@protoc_insertion_point(module_scope)

@@ -75,6 +75,7 @@ class NodeStatusResponse(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     STORAGE_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     peer: _builtins.str
     agent: _builtins.str
     uptime_ms: _builtins.int
@@ -91,6 +92,8 @@ class NodeStatusResponse(_message.Message):
     tier: _builtins.str
     """The overspend tier of the ledger and what it promises."""
     storage: _builtins.str
+    draining: _builtins.bool
+    """Whether it is being emptied, or is empty and takes nothing on."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Multiaddrs."""
@@ -127,14 +130,49 @@ class NodeStatusResponse(_message.Message):
         tier: _builtins.str = ...,
         storage: _builtins.str = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["free", b"free", "offer", b"offer", "sold", b"sold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent", b"agent", "counters", b"counters", "earned", b"earned", "free", b"free", "offer", b"offer", "peer", b"peer", "peers", b"peers", "pending", b"pending", "posted", b"posted", "sold", b"sold", "storage", b"storage", "tasks_hosted", b"tasks_hosted", "tasks_running", b"tasks_running", "tasks_waiting", b"tasks_waiting", "tier", b"tier", "uptime_ms", b"uptime_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent", b"agent", "counters", b"counters", "draining", b"draining", "earned", b"earned", "free", b"free", "offer", b"offer", "peer", b"peer", "peers", b"peers", "pending", b"pending", "posted", b"posted", "sold", b"sold", "storage", b"storage", "tasks_hosted", b"tasks_hosted", "tasks_running", b"tasks_running", "tasks_waiting", b"tasks_waiting", "tier", b"tier", "uptime_ms", b"uptime_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeStatusResponse: _TypeAlias = NodeStatusResponse  # noqa: Y015
+
+@_typing.final
+class NodeDrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_ON_FIELD_NUMBER: _builtins.int
+    is_on: _builtins.bool
+    def __init__(
+        self,
+        *,
+        is_on: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_on", b"is_on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeDrainRequest: _TypeAlias = NodeDrainRequest  # noqa: Y015
+
+@_typing.final
+class NodeDrainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeDrainResponse: _TypeAlias = NodeDrainResponse  # noqa: Y015
 
 @_typing.final
 class NodePeersRequest(_message.Message):

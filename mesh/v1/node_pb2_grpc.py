@@ -44,6 +44,11 @@ class NodeStub:
                 request_serializer=mesh_dot_v1_dot_node__pb2.NodePeersRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_node__pb2.NodePeersResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/mesh.v1.Node/Drain',
+                request_serializer=mesh_dot_v1_dot_node__pb2.NodeDrainRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_node__pb2.NodeDrainResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServicer:
@@ -61,6 +66,13 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Take nothing new on and move what runs here elsewhere; or, with is_on false, be open again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +85,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Peers,
                     request_deserializer=mesh_dot_v1_dot_node__pb2.NodePeersRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_node__pb2.NodePeersResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=mesh_dot_v1_dot_node__pb2.NodeDrainRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_node__pb2.NodeDrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +146,33 @@ class Node:
             '/mesh.v1.Node/Peers',
             mesh_dot_v1_dot_node__pb2.NodePeersRequest.SerializeToString,
             mesh_dot_v1_dot_node__pb2.NodePeersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Node/Drain',
+            mesh_dot_v1_dot_node__pb2.NodeDrainRequest.SerializeToString,
+            mesh_dot_v1_dot_node__pb2.NodeDrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,12 +33,16 @@ class NodeStub:
     def __new__(cls, channel: _aio.Channel) -> NodeAsyncStub: ...
     Status: _grpc.UnaryUnaryMultiCallable[_node_pb2.NodeStatusRequest, _node_pb2.NodeStatusResponse]
     Peers: _grpc.UnaryUnaryMultiCallable[_node_pb2.NodePeersRequest, _node_pb2.NodePeersResponse]
+    Drain: _grpc.UnaryUnaryMultiCallable[_node_pb2.NodeDrainRequest, _node_pb2.NodeDrainResponse]
+    """Take nothing new on and move what runs here elsewhere; or, with is_on false, be open again."""
 
 @_typing.type_check_only
 class NodeAsyncStub(NodeStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Status: _aio.UnaryUnaryMultiCallable[_node_pb2.NodeStatusRequest, _node_pb2.NodeStatusResponse]  # type: ignore[assignment]
     Peers: _aio.UnaryUnaryMultiCallable[_node_pb2.NodePeersRequest, _node_pb2.NodePeersResponse]  # type: ignore[assignment]
+    Drain: _aio.UnaryUnaryMultiCallable[_node_pb2.NodeDrainRequest, _node_pb2.NodeDrainResponse]  # type: ignore[assignment]
+    """Take nothing new on and move what runs here elsewhere; or, with is_on false, be open again."""
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -54,5 +58,13 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.NodePeersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.NodePeersResponse, _abc.Awaitable[_node_pb2.NodePeersResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _node_pb2.NodeDrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.NodeDrainResponse, _abc.Awaitable[_node_pb2.NodeDrainResponse]]:
+        """Take nothing new on and move what runs here elsewhere; or, with is_on false, be open again."""
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -158,7 +158,7 @@ Global___Answer: _TypeAlias = Answer  # noqa: Y015
 
 @_typing.final
 class Result(_message.Message):
-    """What a run left behind."""
+    """What a run left behind with its last executor."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -226,6 +226,7 @@ class Task(_message.Message):
     SETTLE_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     name: _builtins.str
     state: Global___TaskState.ValueType
@@ -249,13 +250,13 @@ class Task(_message.Message):
     fuel: _builtins.int
     """Progress as last reported."""
     moves: _builtins.int
-    """Executors lost before this one."""
+    """Executors before this one, whether they were lost or gave it back."""
     alloc: _builtins.str
     """The ledger entry of the award; empty before."""
     settle: _builtins.str
     """The ledger entry that settles it: the receipt. Empty before."""
     amount: _builtins.int
-    """What was paid."""
+    """What was paid, to all executors together."""
     @_builtins.property
     def work(self) -> Global___Work: ...
     @_builtins.property
@@ -265,6 +266,10 @@ class Task(_message.Message):
     @_builtins.property
     def result(self) -> Global___Result:
         """Absent until it ran."""
+
+    @_builtins.property
+    def path(self) -> _containers.RepeatedCompositeFieldContainer[Global___Move]:
+        """The newest moves that took its state along, in order."""
 
     def __init__(
         self,
@@ -289,11 +294,42 @@ class Task(_message.Message):
         settle: _builtins.str = ...,
         amount: _builtins.int = ...,
         result: Global___Result | None = ...,
+        path: _abc.Iterable[Global___Move] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alloc", b"alloc", "amount", b"amount", "answers", b"answers", "deadline_ms", b"deadline_ms", "executor", b"executor", "fee", b"fee", "fence", b"fence", "fuel", b"fuel", "max_price", b"max_price", "moves", b"moves", "name", b"name", "priority", b"priority", "reason", b"reason", "result", b"result", "round", b"round", "settle", b"settle", "state", b"state", "submitted_ms", b"submitted_ms", "task_id", b"task_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alloc", b"alloc", "amount", b"amount", "answers", b"answers", "deadline_ms", b"deadline_ms", "executor", b"executor", "fee", b"fee", "fence", b"fence", "fuel", b"fuel", "max_price", b"max_price", "moves", b"moves", "name", b"name", "path", b"path", "priority", b"priority", "reason", b"reason", "result", b"result", "round", b"round", "settle", b"settle", "state", b"state", "submitted_ms", b"submitted_ms", "task_id", b"task_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class Move(_message.Message):
+    """A step of a task from one executor to the next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUEL_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    fuel: _builtins.int
+    """Burnt until then, by all executors together."""
+    source: _builtins.str
+    """Whom it left."""
+    state: _builtins.str
+    """The CID of the state that went along."""
+    def __init__(
+        self,
+        *,
+        fuel: _builtins.int = ...,
+        source: _builtins.str = ...,
+        state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fuel", b"fuel", "source", b"source", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Move: _TypeAlias = Move  # noqa: Y015

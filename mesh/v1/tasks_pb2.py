@@ -26,7 +26,7 @@ from mesh.v1 import notice_pb2 as mesh_dot_v1_dot_notice__pb2
 from mesh.v1 import order_pb2 as mesh_dot_v1_dot_order__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13mesh/v1/tasks.proto\x12\x07mesh.v1\x1a\x14mesh/v1/notice.proto\x1a\x13mesh/v1/order.proto\"\"\n\x0fTasksGetRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"/\n\x10TasksGetResponse\x12\x1b\n\x04task\x18\x01 \x01(\x0b\x32\r.mesh.v1.Task\"9\n\x10TasksListRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x11TasksListResponse\x12\x1c\n\x05tasks\x18\x01 \x03(\x0b\x32\r.mesh.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x11TasksWatchRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"_\n\x12TasksWatchResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\r.mesh.v1.TaskH\x00\x12!\n\x06notice\x18\x02 \x01(\x0b\x32\x0f.mesh.v1.NoticeH\x00\x42\x07\n\x05\x65vent\"3\n\x12TasksResultRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x02 \x01(\x08\"2\n\x13TasksResultResponse\x12\x1b\n\x04task\x18\x01 \x01(\x0b\x32\r.mesh.v1.Task\"%\n\x12TasksCancelRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\x15\n\x13TasksCancelResponse2\xd0\x02\n\x05Tasks\x12:\n\x03Get\x12\x18.mesh.v1.TasksGetRequest\x1a\x19.mesh.v1.TasksGetResponse\x12=\n\x04List\x12\x19.mesh.v1.TasksListRequest\x1a\x1a.mesh.v1.TasksListResponse\x12\x42\n\x05Watch\x12\x1a.mesh.v1.TasksWatchRequest\x1a\x1b.mesh.v1.TasksWatchResponse0\x01\x12\x43\n\x06Result\x12\x1b.mesh.v1.TasksResultRequest\x1a\x1c.mesh.v1.TasksResultResponse\x12\x43\n\x06\x43\x61ncel\x12\x1b.mesh.v1.TasksCancelRequest\x1a\x1c.mesh.v1.TasksCancelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13mesh/v1/tasks.proto\x12\x07mesh.v1\x1a\x14mesh/v1/notice.proto\x1a\x13mesh/v1/order.proto\"\"\n\x0fTasksGetRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"/\n\x10TasksGetResponse\x12\x1b\n\x04task\x18\x01 \x01(\x0b\x32\r.mesh.v1.Task\"9\n\x10TasksListRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x11TasksListResponse\x12\x1c\n\x05tasks\x18\x01 \x03(\x0b\x32\r.mesh.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x11TasksWatchRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"_\n\x12TasksWatchResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\r.mesh.v1.TaskH\x00\x12!\n\x06notice\x18\x02 \x01(\x0b\x32\x0f.mesh.v1.NoticeH\x00\x42\x07\n\x05\x65vent\"3\n\x12TasksResultRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x02 \x01(\x08\"2\n\x13TasksResultResponse\x12\x1b\n\x04task\x18\x01 \x01(\x0b\x32\r.mesh.v1.Task\"%\n\x12TasksCancelRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\x15\n\x13TasksCancelResponse\"2\n\x13TasksMigrateRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t\"\x16\n\x14TasksMigrateResponse2\x98\x03\n\x05Tasks\x12:\n\x03Get\x12\x18.mesh.v1.TasksGetRequest\x1a\x19.mesh.v1.TasksGetResponse\x12=\n\x04List\x12\x19.mesh.v1.TasksListRequest\x1a\x1a.mesh.v1.TasksListResponse\x12\x42\n\x05Watch\x12\x1a.mesh.v1.TasksWatchRequest\x1a\x1b.mesh.v1.TasksWatchResponse0\x01\x12\x43\n\x06Result\x12\x1b.mesh.v1.TasksResultRequest\x1a\x1c.mesh.v1.TasksResultResponse\x12\x43\n\x06\x43\x61ncel\x12\x1b.mesh.v1.TasksCancelRequest\x1a\x1c.mesh.v1.TasksCancelResponse\x12\x46\n\x07Migrate\x12\x1c.mesh.v1.TasksMigrateRequest\x1a\x1d.mesh.v1.TasksMigrateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,6 +53,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKSCANCELREQUEST']._serialized_end=572
   _globals['_TASKSCANCELRESPONSE']._serialized_start=574
   _globals['_TASKSCANCELRESPONSE']._serialized_end=595
-  _globals['_TASKS']._serialized_start=598
-  _globals['_TASKS']._serialized_end=934
+  _globals['_TASKSMIGRATEREQUEST']._serialized_start=597
+  _globals['_TASKSMIGRATEREQUEST']._serialized_end=647
+  _globals['_TASKSMIGRATERESPONSE']._serialized_start=649
+  _globals['_TASKSMIGRATERESPONSE']._serialized_end=671
+  _globals['_TASKS']._serialized_start=674
+  _globals['_TASKS']._serialized_end=1082
 # @@protoc_insertion_point(module_scope)

@@ -59,6 +59,11 @@ class TasksStub:
                 request_serializer=mesh_dot_v1_dot_tasks__pb2.TasksCancelRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_tasks__pb2.TasksCancelResponse.FromString,
                 _registered_method=True)
+        self.Migrate = channel.unary_unary(
+                '/mesh.v1.Tasks/Migrate',
+                request_serializer=mesh_dot_v1_dot_tasks__pb2.TasksMigrateRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_tasks__pb2.TasksMigrateResponse.FromString,
+                _registered_method=True)
 
 
 class TasksServicer:
@@ -98,6 +103,14 @@ class TasksServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Migrate(self, request, context):
+        """Ask for a running task to go on at another node. It is answered before it has moved; a task that
+        does not run is FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TasksServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -125,6 +138,11 @@ def add_TasksServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=mesh_dot_v1_dot_tasks__pb2.TasksCancelRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_tasks__pb2.TasksCancelResponse.SerializeToString,
+            ),
+            'Migrate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Migrate,
+                    request_deserializer=mesh_dot_v1_dot_tasks__pb2.TasksMigrateRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_tasks__pb2.TasksMigrateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -262,6 +280,33 @@ class Tasks:
             '/mesh.v1.Tasks/Cancel',
             mesh_dot_v1_dot_tasks__pb2.TasksCancelRequest.SerializeToString,
             mesh_dot_v1_dot_tasks__pb2.TasksCancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Migrate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Tasks/Migrate',
+            mesh_dot_v1_dot_tasks__pb2.TasksMigrateRequest.SerializeToString,
+            mesh_dot_v1_dot_tasks__pb2.TasksMigrateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class TasksStub:
     """The record of an ended task."""
     Cancel: _grpc.UnaryUnaryMultiCallable[_tasks_pb2.TasksCancelRequest, _tasks_pb2.TasksCancelResponse]
     """Cancelling an ended task changes nothing."""
+    Migrate: _grpc.UnaryUnaryMultiCallable[_tasks_pb2.TasksMigrateRequest, _tasks_pb2.TasksMigrateResponse]
+    """Ask for a running task to go on at another node. It is answered before it has moved; a task that
+    does not run is FAILED_PRECONDITION.
+    """
 
 @_typing.type_check_only
 class TasksAsyncStub(TasksStub):
@@ -55,6 +59,10 @@ class TasksAsyncStub(TasksStub):
     """The record of an ended task."""
     Cancel: _aio.UnaryUnaryMultiCallable[_tasks_pb2.TasksCancelRequest, _tasks_pb2.TasksCancelResponse]  # type: ignore[assignment]
     """Cancelling an ended task changes nothing."""
+    Migrate: _aio.UnaryUnaryMultiCallable[_tasks_pb2.TasksMigrateRequest, _tasks_pb2.TasksMigrateResponse]  # type: ignore[assignment]
+    """Ask for a running task to go on at another node. It is answered before it has moved; a task that
+    does not run is FAILED_PRECONDITION.
+    """
 
 class TasksServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -96,5 +104,15 @@ class TasksServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tasks_pb2.TasksCancelResponse, _abc.Awaitable[_tasks_pb2.TasksCancelResponse]]:
         """Cancelling an ended task changes nothing."""
+
+    @_abc_1.abstractmethod
+    def Migrate(
+        self,
+        request: _tasks_pb2.TasksMigrateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tasks_pb2.TasksMigrateResponse, _abc.Awaitable[_tasks_pb2.TasksMigrateResponse]]:
+        """Ask for a running task to go on at another node. It is answered before it has moved; a task that
+        does not run is FAILED_PRECONDITION.
+        """
 
 def add_TasksServicer_to_server(servicer: TasksServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -12,7 +12,19 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from market_players import NEEDS, POLICY, RESULT, SHOP, WORK, Buyer, Player, Seller, Table, order
+from market_players import (
+    NEEDS,
+    POLICY,
+    RESULT,
+    SHOP,
+    STATE,
+    WORK,
+    Buyer,
+    Player,
+    Seller,
+    Table,
+    order,
+)
 
 from mesh import codec
 from mesh.errors import PeerError
@@ -26,14 +38,19 @@ from mesh.resources.capacity import NOTHING, Capacity
 from mesh.resources.pool import Pool
 from mesh.sansio import (
     CancelRequested,
+    Checkpointed,
     Collected,
+    DrainSet,
     LoadSampled,
+    MoveRequested,
     OfferReceived,
     Received,
     RunEnded,
     RunLost,
     RunProgressed,
     Submitted,
+    Suspended,
+    Unmoved,
 )
 from mesh.sim.keyring import Keyring
 
@@ -377,13 +394,40 @@ class KernelMachine(RuleBasedStateMachine):
     def collected(self, reason: str, fence: int) -> None:
         if player := self._up(0):
             for task in list(player.kernel.records):
-                self.table.tell(player, Collected(task, fence, reason))
+                for root in (RESULT.output, STATE):
+                    self.table.tell(player, Collected(task, fence, root, reason))
+
+    @rule(place=st.integers(0, 3), how=st.integers(0, 3), fuel=WHOLE)
+    def run_is_kept_or_leaves(self, place: int, how: int, fuel: int) -> None:
+        for name, task, fence in list(self.table.runs)[place:][:1]:
+            event = [
+                Checkpointed(task, fence, STATE, fuel),
+                Suspended(task, fence, STATE, fuel, 1),
+                Unmoved(task, fence, "later", is_for_good=False),
+                Unmoved(task, fence, "never", is_for_good=True),
+            ][how]
+            if how == 1:
+                del self.table.runs[name, task, fence]
+            self.table.tell(self.table[name], event)
+
+    @rule(to=st.sampled_from([None, 0, 1, 2]))
+    def want_elsewhere(self, to: int | None) -> None:
+        if player := self._up(0):
+            peer = None if to is None else self.table.players[to].peer
+            for task in list(player.kernel.records):
+                self.table.tell(player, MoveRequested(task, peer))
+
+    @rule(index=st.integers(0, 2), is_on=st.booleans())
+    def drain(self, index: int, is_on: bool) -> None:
+        if player := self._up(index):
+            self.table.tell(player, DrainSet(is_on))
 
     def teardown(self) -> None:
         """Healed and left alone, every task ends, and nothing stays pending or reserved."""
         for player in self.table.players:
             if not player.is_up:
                 self.table.restart(player)
+            self.table.tell(player, DrainSet(is_on=False))
         self.table.run(700.0)
         records = self.table.players[0].kernel.records.values()
         assert all(record.state.is_final for record in records)

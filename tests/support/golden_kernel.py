@@ -14,7 +14,7 @@ from pathlib import Path
 
 import attrs
 from attrs import evolve
-from market_players import POLICY, RESULT, G, Player, Table
+from market_players import POLICY, RESULT, STATE, G, Player, Table
 
 from ledger.errors import BadEntry
 from ledger.model import Entry, Terms
@@ -24,7 +24,19 @@ from mesh.market.order import Order, State, TaskRecord
 from mesh.market.policy import Policy
 from mesh.messages import Award, Message, Offer, Quantiles, Result, SignedOffer, Work
 from mesh.resources.capacity import Capacity
-from mesh.sansio import CancelRequested, Notify, Received, RunProgressed, Send, WakeAt, Woken
+from mesh.sansio import (
+    CancelRequested,
+    Checkpointed,
+    DrainSet,
+    MoveRequested,
+    Notify,
+    Received,
+    RunProgressed,
+    Send,
+    Unmoved,
+    WakeAt,
+    Woken,
+)
 
 FOLDER = Path(__file__).parents[1] / "golden"
 LEFT_OUT = {"signature", "verdict", "job", "is_bid", "certificate"}
@@ -72,7 +84,7 @@ class Script:
             case Offer():
                 return f"{self._show(value.peer)} seq {value.seq}, {self._show(value.free)} free"
             case Work():
-                return "work"
+                return f"work from {value.moves[-1].fuel} fuel on" if value.moves else "work"
             case Order():
                 return f"order({value.max_price} µcr, {value.deadline_ms} ms)"
             case Quantiles():
@@ -278,6 +290,64 @@ def slices() -> Script:
     return script
 
 
+def moved() -> Script:
+    script = Script()
+    table = script.table
+    task = table.submit(script.buyer)
+    first = table.executor(task)
+    table.run(2.0)
+    script.note("its client wants it elsewhere: the executor is asked to give it back")
+    table.tell(script.buyer, MoveRequested(task, None))
+    table.run(0.1)
+    script.note("it is taken out alive; its state is collected, paid, and auctioned with the rest")
+    table.suspend(first, task, STATE, 3 * G)
+    table.run(0.5)
+    script.note("the other one ends it, and bills what it burnt itself")
+    table.finish(table.executor(task), task, evolve(RESULT, fuel=4 * G))
+    table.run(1.0)
+    return script
+
+
+def lost_after_a_checkpoint() -> Script:
+    script = Script()
+    table = script.table
+    task = table.submit(script.buyer)
+    gone = table.executor(task)
+    table.run(2.0)
+    script.note("its state is kept on the way, and given to the buyer")
+    table.tell(gone, Checkpointed(task, 1, STATE, 3 * G))
+    table.run(1.0)
+    script.note("its machine goes dark: it is paid so far, and another one goes on from there")
+    table.crash(gone)
+    table.run(16.0)
+    table.finish(table.executor(task), task, evolve(RESULT, fuel=4 * G))
+    table.run(1.0)
+    script.note("it is back, gives up what it had, and finds its account closed")
+    table.restart(gone)
+    table.run(4.0)
+    return script
+
+
+def drained() -> Script:
+    script = Script()
+    table = script.table
+    task = table.submit(script.buyer)
+    first = table.executor(task)
+    table.run(1.0)
+    script.note("its owner wants the node empty: no new bids, and what runs leaves")
+    table.tell(first, DrainSet(is_on=True))
+    table.suspend(first, task, STATE, 3 * G)
+    table.run(1.0)
+    script.note("what can be moved no further runs on")
+    second = table.executor(task)
+    table.tell(second, DrainSet(is_on=True))
+    fence = script.buyer.task(task).fence
+    table.tell(second, Unmoved(task, fence, "its module cannot be moved", is_for_good=True))
+    table.finish(second, task, evolve(RESULT, fuel=4 * G))
+    table.run(1.0)
+    return script
+
+
 SCRIPTS: dict[str, Callable[[], Script]] = {
     "auction-to-settlement": auction_to_settlement,
     "executor-silent": executor_silent,
@@ -287,6 +357,9 @@ SCRIPTS: dict[str, Callable[[], Script]] = {
     "orphan-paid": orphan_paid,
     "orphan-revoked": orphan_revoked,
     "slices": slices,
+    "moved": moved,
+    "lost-after-a-checkpoint": lost_after_a_checkpoint,
+    "drained": drained,
 }
 
 

@@ -54,6 +54,18 @@ def rerun_of(entry: Entry, **changes: object) -> Rerun:
     return evolve(again, **changes)  # type: ignore[arg-type]
 
 
+def moved() -> list[Entry]:
+    """A run of 7 Gfuel: ALICE gave it back after three, CAROL went on with it."""
+    bob = Chain(BOB)
+    first = bob.alloc(ALICE)
+    state = (cid(b"state"), cid(b""), cid(b""))
+    given_back = bob.settle(ALICE, first, fuel=3 * 10**9, exit=253, outputs=state)
+    second = bob.alloc(CAROL)
+    went = (3 * 10**9, ALICE.key, CAROL.key, state[0])
+    ended = bob.settle(CAROL, second, fuel=4 * 10**9, migrations=(went,))
+    return [first, given_back, second, ended]
+
+
 def inflated() -> list[Entry]:
     """A SETTLE of one µcr more than its terms make, signed by both."""
     bob = Chain(BOB)
@@ -144,7 +156,19 @@ def certificates(entries: list[Entry]) -> dict[str, tuple[list[bytes], set[str]]
 
 def bundles() -> dict[str, tuple[list[bytes], set[str]]]:
     """By name: the lines of a file, and the checks that find something not good in it."""
-    return histories() | certificates(history()) | successions()
+    return histories() | journeys() | certificates(history()) | successions()
+
+
+def journeys() -> dict[str, tuple[list[bytes], set[str]]]:
+    """Files of a run that moved, and of runs again of its last part."""
+    entries = moved()
+    return {
+        "moved": (lines([*entries, rerun_of(entries[3], fuel=7 * 10**9)]), set()),
+        "moved, the last part run as the whole": (
+            lines([*entries, rerun_of(entries[3])]),
+            {"bill"},
+        ),
+    }
 
 
 def successions() -> dict[str, tuple[list[bytes], set[str]]]:

@@ -70,9 +70,9 @@ def alloc_terms(seller: Party, buyer: Party, **changes: object) -> Terms:
 
 
 def settle_terms(alloc: Entry, fuel: int = 7_000_000_001, **changes: object) -> Terms:
+    changes = {"outputs": (cid(b"out"), cid(b"stdout"), cid(b"stderr")), **changes}
     terms = evolve(
         alloc.content.deal,
-        outputs=(cid(b"out"), cid(b"stdout"), cid(b"stderr")),
         fuel=fuel,
         ref=alloc.id,
         end_ms=WALL_MS + 900,

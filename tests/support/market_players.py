@@ -31,6 +31,7 @@ from mesh.market.policy import Policy
 from mesh.market.terms import (
     EMPTY_DIR,
     EMPTY_FILE,
+    MOVED,
     alloc_terms,
     settle_terms,
     use_terms,
@@ -48,6 +49,7 @@ from mesh.messages import (
     Offer,
     Quantiles,
     Result,
+    Saved,
     Settled,
     SignedOffer,
     Slice,
@@ -76,6 +78,7 @@ from mesh.sansio import (
     Started,
     StopRun,
     Submitted,
+    Suspended,
     WakeAt,
     Woken,
 )
@@ -113,6 +116,7 @@ RESULT = Result(
     stdout=EMPTY_FILE,
     stderr=EMPTY_FILE,
 )
+STATE = cid_of(RAW, b"state")
 NOTHING_RUN = evolve(RESULT, output=EMPTY_DIR, fuel=0, run_ms=0)
 T = TypeVar("T")
 
@@ -367,6 +371,14 @@ class Table:
         self.run(0.0)
         return actions
 
+    def suspend(self, player: Player, task: TaskId, state: Cid, fuel: int) -> list[Action]:
+        """A run is taken out alive."""
+        (fence,) = [key[2] for key in self.runs if key[:2] == (player.name, task)]
+        del self.runs[player.name, task, fence]
+        actions = self.tell(player, Suspended(task, fence, state, fuel, 2_000))
+        self.run(0.0)
+        return actions
+
     def notices(self, player: Player) -> list[Notice]:
         return [
             action.notice
@@ -392,9 +404,9 @@ class Table:
                 self.runs[player.name, task, fence] = action
             case StopRun(task, fence):
                 self.runs.pop((player.name, task, fence), None)
-            case Collect(task, fence):
+            case Collect(task, fence, _, roots):
                 if self.can_collect:
-                    self._soon(player, Collected(task, fence, ""))
+                    self._soon(player, Collected(task, fence, roots[0], ""))
             case _:
                 pass
 
@@ -529,6 +541,14 @@ class Seller:
     def lost(self, award: Award, reason: str = "the worker was killed") -> Lost:
         data, signature = self.signed(void_terms(*_allocated(award)))
         return Lost(award.task, award.fence, reason, data, signature)
+
+    def saved(self, award: Award, fuel: int, state: Cid = STATE) -> Saved:
+        done = self.given_back(award, fuel, state)
+        return Saved(done.task, done.fence, done.result, done.terms, done.signature)
+
+    def given_back(self, award: Award, fuel: int, state: Cid = STATE) -> Done:
+        result = evolve(NOTHING_RUN, status=MOVED, fuel=fuel, output=state, detail="by hand")
+        return self.done(award, result)
 
     def done(self, award: Award, result: Result = RESULT) -> Done:
         terms, entry = _allocated(award)

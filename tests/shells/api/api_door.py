@@ -139,6 +139,8 @@ class MemoryDoor:
         self.taken_in: list[bytes] = []
         self.buyers = range(2, 5)
         self.lines_set: list[tuple[PeerId, int]] = []
+        self.migrated: list[tuple[TaskId, PeerId | None]] = []
+        self.draining = False
         self.raises: Exception | None = None
         self.slots_max = 1000
         self.upload_max = 1 << 30
@@ -219,6 +221,14 @@ class MemoryDoor:
     async def cancel(self, task: TaskId) -> None:
         if not self.task(task).state.is_final:
             self.finish(task, State.CANCELLED)
+
+    async def migrate(self, task: TaskId, to: PeerId | None) -> None:
+        if self.task(task).state is not State.RUNNING:
+            raise Refused("only what runs can be moved", "mesh inspect")
+        self.migrated.append((task, to))
+
+    async def drain(self, *, is_on: bool) -> None:
+        self.draining = is_on
 
     @asynccontextmanager
     async def follow(

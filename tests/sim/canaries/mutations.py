@@ -195,6 +195,55 @@ MUTATIONS = (
         ("S7",),
         4,
     ),
+    Mutation(
+        "who gave a run back still holds its lease",
+        "mesh.market.tenancy",
+        "        if isinstance(answer, Lost) or answer.result.status == MOVED:",
+        "        if isinstance(answer, Lost):",
+        ("S1",),
+        9,
+    ),
+    Mutation(
+        "a task goes on from a state that is not here",
+        "mesh.migration.migrator",
+        "        if event.reason or not is_live or record.executor is None:",
+        "        if not is_live or record.executor is None:",
+        ("S10",),
+        47,
+    ),
+    Mutation(
+        "a state that the task went on from is not paid",
+        "mesh.market.billing",
+        "        return self._accounts.settle(bill.executor, bill.saved, "
+        "self._clock.wall_ms(now))[1]",
+        "        return []",
+        ("S10", "L2", "L3"),
+        0,
+    ),
+    Mutation(
+        "a task goes on from its last state with all of its fuel",
+        "mesh.market.order",
+        "    return evolve(work, fuel=work.fuel - path[-1].fuel, moves=path) if path else work",
+        "    return evolve(work, moves=path) if path else work",
+        ("S10", "L1"),
+        0,
+    ),
+    Mutation(
+        "what was burnt before is billed again",
+        "mesh.market.order",
+        "    move = Move(burnt_before(record) + result.fuel, last.executor, result.output)",
+        "    move = Move(result.fuel, last.executor, result.output)",
+        ("S10", "L1"),
+        0,
+    ),
+    Mutation(
+        "a drained node is open again without being told",
+        "mesh.migration.departures",
+        "        self._tenancies.close(is_closed=event.is_on)",
+        "        self._tenancies.close(is_closed=False)",
+        ("drained",),
+        43,
+    ),
 )
 
 

@@ -321,7 +321,7 @@ def test_the_second_winner_of_a_round_is_paid_for_its_own_award(hall: Hall) -> N
     winner = next(seller for seller in hall.sellers if seller.peer == hall.record.executor)
     hall.got(winner, Accepted(hall.task, 1), 0.3)
     one(hall.got(winner, winner.done(award), 9.0), Collect)
-    actions = hall.buyer.told(Collected(hall.task, 1, ""), 10.0)
+    actions = hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 10.0)
     assert Entry.decode(one(actions, Settled).entry).content.peer == winner.peer
     again = one(hall.got(winner, winner.done(award), 11.0), Settled)
     assert again == one(actions, Settled)
@@ -464,7 +464,7 @@ def test_results_are_collected_before_they_are_paid(hall: Hall) -> None:
     assert collect.roots == (RESULT.output, RESULT.stdout, RESULT.stderr)
     assert collect.executor == hall.sellers[0].peer
     assert hall.kinds == [Kind.ALLOC]
-    actions = hall.buyer.told(Collected(hall.task, 1, ""), 15.0)
+    actions = hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 15.0)
     assert hall.kinds == [Kind.ALLOC, Kind.SETTLE]
     assert (hall.record.state, hall.record.amount) == (State.DONE, 7_100)
     assert hall.record.result == RESULT
@@ -479,11 +479,11 @@ def test_results_out_of_reach_are_not_paid_but_asked_for_again(hall: Hall) -> No
     done = hall.sellers[0].done(award)
     hall.got(hall.sellers[0], done, 14.0)
     assert hall.got(hall.sellers[0], done, 14.5) == [], "being collected"
-    assert hall.buyer.told(Collected(hall.task, 1, "out of reach"), 15.0) == []
+    assert hall.buyer.told(Collected(hall.task, 1, RESULT.output, "out of reach"), 15.0) == []
     assert "out of reach" in hall.record.reason
     assert hall.record.state is State.RUNNING
     one(hall.got(hall.sellers[0], done, 17.0), Collect)
-    hall.buyer.told(Collected(hall.task, 1, ""), 18.0)
+    hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 18.0)
     assert hall.record.state is State.DONE
 
 
@@ -492,16 +492,16 @@ def test_results_that_take_long_to_collect_are_not_lost(hall: Hall) -> None:
     hall.got(hall.sellers[0], hall.sellers[0].done(award), 14.0)
     actions = hall.buyer.woken("lease", hall.task, 1, 14.0 + LEASE_S)
     assert timers(actions, "lease") == [14.0 + 2 * LEASE_S], "asked again while it goes on"
-    hall.buyer.told(Collected(hall.task, 1, ""), 60.0)
+    hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 60.0)
     assert hall.record.state is State.DONE
 
 
 def test_results_that_cannot_be_collected_are_lost_in_the_end(hall: Hall) -> None:
     award = hall.running()
     hall.got(hall.sellers[0], hall.sellers[0].done(award), 14.0)
-    hall.buyer.told(Collected(hall.task, 1, "out of reach"), 15.0)
+    hall.buyer.told(Collected(hall.task, 1, RESULT.output, "out of reach"), 15.0)
     one(hall.buyer.woken("lease", hall.task, 1, 14.0 + LEASE_S), Asked)
-    assert hall.buyer.told(Collected(hall.task, 1, ""), 40.0) == []
+    assert hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 40.0) == []
 
 
 @pytest.mark.parametrize(
@@ -518,7 +518,7 @@ def test_the_fee_is_for_success_only(
     award = hall.running()
     result = evolve(RESULT, **changes)  # type: ignore[arg-type]
     hall.got(hall.sellers[0], hall.sellers[0].done(award, result), 14.0)
-    hall.buyer.told(Collected(hall.task, 1, ""), 15.0)
+    hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 15.0)
     assert (hall.record.state, hall.record.amount) == (state, amount)
 
 
@@ -542,7 +542,7 @@ def test_a_foul_bill_is_its_senders_fault_and_not_paid(hall: Hall) -> None:
 def test_done_without_an_acceptance_counts_too(hall: Hall) -> None:
     award = hall.award()
     one(hall.got(hall.sellers[0], hall.sellers[0].done(award), 14.0), Collect)
-    hall.buyer.told(Collected(hall.task, 1, ""), 15.0)
+    hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 15.0)
     assert hall.record.state is State.DONE
 
 
@@ -621,7 +621,7 @@ def test_a_run_that_ended_while_it_was_cancelled_is_asked_for_its_bill(hall: Hal
     _collecting(hall)
     award = Entry.decode(hall.buyer.entries[0].encode())
     hall.buyer.told(CancelRequested(hall.task), 6.0)
-    assert hall.buyer.told(Collected(hall.task, 1, ""), 6.1) == []
+    assert hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 6.1) == []
     done = hall.sellers[0].done(Award(hall.task, 1, award.encode(), 0))
     actions = hall.got(hall.sellers[0], done, 7.0)
     assert one(actions, Revoked).is_owed
@@ -714,7 +714,7 @@ def test_a_restart_still_pays_for_what_was_done(hall: Hall) -> None:
     hall.buyer.boot()
     hall.buyer.told(Started(), 100.0)
     one(hall.got(hall.sellers[0], hall.sellers[0].done(award), 101.0), Collect)
-    hall.buyer.told(Collected(hall.task, 1, ""), 102.0)
+    hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 102.0)
     assert hall.record.state is State.DONE
 
 
@@ -722,7 +722,7 @@ def test_a_restart_still_has_the_receipt_that_the_seller_missed(hall: Hall) -> N
     award = hall.running()
     done = hall.sellers[0].done(award)
     hall.got(hall.sellers[0], done, 14.0)
-    settled = one(hall.buyer.told(Collected(hall.task, 1, ""), 15.0), Settled)
+    settled = one(hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 15.0), Settled)
     hall.buyer.boot()
     hall.buyer.told(Started(), 100.0)
     assert one(hall.got(hall.sellers[0], done, 101.0), Settled) == settled

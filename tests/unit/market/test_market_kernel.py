@@ -110,7 +110,7 @@ def test_shell_events_about_nothing_known_change_nothing(player: Player) -> None
         RunProgressed(TASK, 1, 1),
         RunEnded(TASK, 1, RESULT),
         RunLost(TASK, 1, "killed"),
-        Collected(TASK, 1, ""),
+        Collected(TASK, 1, RESULT.output, ""),
     ):
         assert player.told(event, 1.0) == []
 
@@ -204,7 +204,7 @@ def test_every_table_has_a_name_and_a_bound(player: Player) -> None:
     assert set(player.kernel.sizes()) == {
         "offers", "calibration", "faults", "tasks_open", "tasks_ended", "allocs_open", "closings",
         "holds", "tenancies", "modules", "buyers", "deals_open", "deals_closed", "keys_forked",
-        "keyops",
+        "keyops", "states_kept",
     }  # fmt: skip
 
 

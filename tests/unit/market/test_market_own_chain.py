@@ -7,7 +7,7 @@ from functools import partial
 from attrs import evolve
 from ledger_deals import ALICE, BOB, NET, Chain
 from market_players import NET as HALL_NET
-from market_players import Hall, one, some
+from market_players import RESULT, Hall, one, some
 
 from ledger import chain as chains
 from ledger.chain import Head
@@ -119,7 +119,7 @@ def test_a_node_of_an_old_backup_goes_on_where_its_chain_really_ends() -> None:
     confirmed(hall, lost, 3.0)
     assert hall.buyer.kernel.head.pending == Entry.decode(award.entry).content.pending
     hall.got(seller, seller.done(award), 4.0)
-    hall.buyer.told(Collected(hall.task, 1, ""), 5.0)
+    hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 5.0)
     assert hall.record.state is State.DONE
     assert hall.kinds == [Kind.ALLOC, Kind.SETTLE]
 
@@ -129,7 +129,7 @@ def test_a_payment_that_the_backup_lacks_is_known_again_and_not_made_twice() -> 
     award = hall.running()
     (seller, *_) = hall.sellers
     hall.got(seller, seller.done(award), 1.0)
-    hall.buyer.told(Collected(hall.task, 1, ""), 2.0)
+    hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 2.0)
     lost = restored(hall, kept=1, now=3.0)
     confirmed(hall, lost, 4.0)
     assert hall.record.settle is not None
