@@ -8,7 +8,8 @@ can be moved, in turns, in one process. CPython is among them in a full run wher
 MESH_PYTHON_MOVABLE name it. `suspend_p99_ms` is from a request at a random moment, heard between
 two slices as a worker hears it, until the guest stands still. `warm_start_ms` is from the call of a
 supervisor until the guest runs, its module compiled before; `short_tasks_per_s` the rate of a
-series on two workers, every task a fresh instance of a program that reads its arguments.
+series on two workers, every task a fresh instance of a program that reads its arguments. Downtimes
+are those of tools/downtime.py, two processes on loopback; those of 512 MB and CPython in full runs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -31,6 +33,7 @@ import psutil
 import trio
 import wasmtime
 from attrs import frozen
+from downtime import move
 
 from mesh.ids import RAW, cid_of
 from mesh.runtime.engine import Guest, GuestMemory, configuration
@@ -43,6 +46,7 @@ from mesh.runtime.suspension import MovableGuest
 from mesh.runtime.wasi import Exit, Wasi
 
 KERNELS = Path(__file__).parent / "kernels"
+HEAP = Path(__file__).parents[1] / "tests/guests/heap.movable.wasm"
 SIZES = {
     "nbody": "1200000",
     "sha256": "16000",
@@ -312,6 +316,43 @@ def used_s(supervisor: Supervisor) -> float:
     return time.process_time() + sum(times)
 
 
+# --- how long a task stands still when it moves ---------------------------------------------------
+
+
+@frozen
+class Traveller:
+    """A program that is still at work when it has burnt *after*, and what memory it may have."""
+
+    module: Path
+    args: tuple[str, ...]
+    memory: int
+    after: int
+
+
+def travellers(*, is_quick: bool) -> dict[str, Traveller]:
+    """By the name of their figure."""
+    found = {"downtime_64mb_ms": heap_of(64, 5 * 10**8)}
+    movable = os.environ.get("MESH_PYTHON_MOVABLE")
+    if not is_quick:
+        found["downtime_512mb_ms"] = heap_of(512, 4 * 10**9)
+    if movable and not is_quick:
+        args = ("-c", "words = [str(n) for n in range(20000)]\nwhile True: words.sort()")
+        found["downtime_python_ms"] = Traveller(Path(movable), args, 64 << 20, 2 * 10**9)
+    return found
+
+
+def heap_of(megabytes: int, after: int) -> Traveller:
+    return Traveller(HEAP, (str(megabytes), "1000000000"), (megabytes + 32) << 20, after)
+
+
+def measure_downtime(folder: Path, one: Traveller) -> float:
+    """Milliseconds of one move, its state copied ahead twice."""
+    moved = trio.run(
+        partial(move, memory=one.memory, after=one.after, copies=2), one.module, one.args, folder
+    )
+    return moved.downtime_ms
+
+
 # --- all of it ------------------------------------------------------------------------------------
 
 
@@ -328,11 +369,17 @@ def measure(*, is_quick: bool) -> tuple[dict[str, float], dict[str, object]]:
             path = Path(folder) / f"series{number}"
             rates.append(trio.run(measure_series, path, 2000 if is_quick else 10000))
             say(f"series: {rates[-1][0]:.0f} tasks/s, {rates[-1][1]:.2f} ms of processor each")
+        downtimes = {}
+        for name, one in travellers(is_quick=is_quick).items():
+            paths = (Path(folder) / f"{name}{number}" for number in range(3 if is_quick else 5))
+            downtimes[name] = statistics.median(measure_downtime(path, one) for path in paths)
+            say(f"{name}: {downtimes[name]:.0f}")
     figures = {
         "metered_over_plain": statistics.median(k["metered"] for k in overheads.values()),
         "migratable_over_plain": statistics.median(k["migratable"] for k in overheads.values()),
         "warm_start_ms": statistics.median(starts),
         "short_tasks_per_s": statistics.median(rate for rate, _ in rates),
+        **downtimes,
         "suspend_p50_ms": statistics.median(stops),
         "suspend_p99_ms": stops[len(stops) * 99 // 100],
     }
