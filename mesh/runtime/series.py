@@ -252,6 +252,7 @@ class Series:
                         result = await self._live(life)
                         await self._end(life, result, await worker.end())
                     finally:
+                        self._close_all(life.tasks)
                         self._lives.remove(life)
                         await remove(life.scratch)
             except WorkerLost as lost:  # none is to be had
@@ -334,7 +335,10 @@ class Series:
         life.ended += 1
         life.last_s = life.watch.elapsed
         life.tasks.popleft()
-        self._tell(task, _outcome(ended, out, life.last_s if life.has_started else 0.0))
+        outcome = _outcome(ended, out, life.last_s if life.has_started else 0.0)
+        self._tell(task, outcome)
+        if task.is_abandoned:
+            await self.discard(outcome)
         life.watch = self._new_watch()
         self._refill(life)
         _kill_if_in_vain(life)
@@ -398,9 +402,12 @@ class Series:
 
     async def aclose(self) -> None:
         """Whoever still waits is told so."""
-        while self._waiting:
-            self._tell(self._waiting.popleft(), WorkerLost("the series was closed"))
+        self._close_all(self._waiting)
         await remove(self._scratch)
+
+    def _close_all(self, tasks: deque[_Task]) -> None:
+        while tasks:
+            self._tell(tasks.popleft(), WorkerLost("the series was closed"))
 
 
 @asynccontextmanager
@@ -445,7 +452,7 @@ def _hand(life: _Life, task: _Task) -> None:
     life.tasks.append(task)
     life.frames += task.frame
     life.has_frames.set()
-    if len(life.tasks) == 1 and life.has_started:
+    if len(life.tasks) == 1:
         life.watch = Stopwatch(is_paused=life.watch.is_paused)
         life.scope.deadline = _deadline(life)
 

@@ -333,6 +333,23 @@ async def test_a_series_that_is_closed_leaves_nothing(tmp_path: Path) -> None:
         assert (await run(supervisor, "a", HOSTILE, "exit", "3")).exit_code == 3
 
 
+async def test_who_waits_longer_than_the_series_is_told_so(supervisor: Supervisor) -> None:
+    pattern = job_of(HOSTILE, "loop", fuel=1 << 62)
+    told: list[str] = []
+
+    async def wait(series: Series) -> None:
+        with pytest.raises(WorkerLost, match="closed"):
+            await series.run(pattern)
+        told.append("closed")
+
+    async with trio.open_nursery() as nursery:
+        async with open_series(supervisor, pattern, HOSTILE, {}, workers=1) as series:
+            for _ in range(DEPTH + 2):
+                nursery.start_soon(wait, series)
+            await until(lambda: series.statistics().running == DEPTH)
+    assert len(told) == DEPTH + 2
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_the_worker_of_a_series_stands_behind_the_same_walls(supervisor: Supervisor) -> None:
     pattern = job_of(HOSTILE, "spin", "2000", fuel=1 << 40, disk=5 << 20)
