@@ -342,11 +342,13 @@ async def test_who_waits_longer_than_the_series_is_told_so(supervisor: Superviso
             await series.run(pattern)
         told.append("closed")
 
-    async with trio.open_nursery() as nursery:
-        async with open_series(supervisor, pattern, HOSTILE, {}, workers=1) as series:
-            for _ in range(DEPTH + 2):
-                nursery.start_soon(wait, series)
-            await until(lambda: series.statistics().running == DEPTH)
+    async with (
+        trio.open_nursery() as nursery,
+        open_series(supervisor, pattern, HOSTILE, {}, workers=1) as series,
+    ):
+        for _ in range(DEPTH + 2):
+            nursery.start_soon(wait, series)
+        await until(lambda: series.statistics().running == DEPTH)
     assert len(told) == DEPTH + 2
 
 
