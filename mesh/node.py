@@ -318,7 +318,8 @@ def _set_up_desk(
         tier=Tier.of(kernel.tier, quorum_of(config.ledger)),
         is_archive=config.ledger.archive,
     )
-    rerunner = Rerunner(files.key.peer, files.blocks, performer.workshop, performer.fetch)
+    me, publishing = files.key.peer, files.publishing
+    rerunner = Rerunner(me, files.blocks, performer.workshop, performer.fetch, publishing)
     return Desk(
         kernel=kernel,
         driver=driver,
@@ -329,7 +330,8 @@ def _set_up_desk(
         blocks=files.blocks,
         quota=config.storage.quota,
         bookkeeper=bookkeeper,
-        auditor=Auditor(files.key.peer, files.reader, reading, rerunner),
+        auditor=Auditor(me, files.reader, reading, rerunner),
+        publishing=publishing,
         scratch=files.scratch,
         agent=_agent(),
         started_at=trio.current_time(),

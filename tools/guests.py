@@ -1,10 +1,12 @@
-"""Build the WebAssembly programs that are committed here, from their C, the same bytes every time.
+"""Build the WebAssembly programs that are committed here, from their sources, the same bytes again.
 
     python tools/guests.py            build all of them and write their checksums
     python tools/guests.py --check    build them elsewhere and compare with what is committed
 
-The compiler is zig, from PyPI: in a throw-away environment, or that of the Python interpreter which
-the variable MESH_ZIG names.
+C is compiled by zig, from PyPI: in a throw-away environment, or that of the Python interpreter
+which MESH_ZIG names. Rust is compiled where MESH_RUSTC names a rustc, and modules are made movable
+where MESH_BINARYEN names a Binaryen; elsewhere what is committed of these stays. Which
+versions, and where to have them: mesh/examples/README.md.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ FOLDERS = ("mesh/examples", "tests/guests", "tools/kernels")
 KERNELS = ("nbody", "sha256", "matmul", "sieve", "sort", "words")
 CHECKSUMS = ROOT / "tests/guests/SHA256SUMS"
 MOVABLE = (
-    *(ROOT / f"tests/guests/{name}.wasm" for name in ("heap", "hostile", "traveller")),
-    *(ROOT / f"tools/kernels/{name}.wasm" for name in KERNELS),
+    "tests/guests/heap.wasm",
+    "tests/guests/hostile.wasm",
+    "tests/guests/traveller.wasm",
+    "mesh/examples/mandelbrot.wasm",
+    "mesh/examples/collatz.wasm",
+    *(f"tools/kernels/{name}.wasm" for name in KERNELS),
 )
-"""Guests of which one that can be suspended is committed too, so that this is tested and measured
-without Binaryen."""
+"""Of these there is one that can be moved too: that is tested and measured without Binaryen."""
 STACK = 256 << 10
 FLAGS = (
     "--target=wasm32-wasi",
@@ -43,9 +48,19 @@ FLAGS = (
 )
 
 
-def sources() -> list[Path]:
-    """The C files, in a fixed order."""
-    return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.c"))]
+RUST_FLAGS = (
+    "--target=wasm32-wasi",
+    "--edition=2021",
+    "-Copt-level=3",
+    "-Clto",
+    "-Cpanic=abort",
+    "-Cstrip=symbols",
+)
+
+
+def sources(suffix: str) -> list[Path]:
+    """The files in that language, in a fixed order."""
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob(f"*{suffix}"))]
 
 
 def compiler(folder: Path) -> Path:
@@ -67,33 +82,47 @@ def build(python: Path, source: Path, target: Path) -> None:
     target.chmod(0o644)
 
 
-def checksum_line(source: Path, wasm: Path) -> str:
-    """In the form of sha256sum, with the path of the committed file."""
-    return _line(wasm, source.with_suffix(".wasm"))
+def build_rust(rustc: str, source: Path, target: Path) -> None:
+    """Likewise."""
+    relative = source.relative_to(ROOT)
+    subprocess.run([rustc, *RUST_FLAGS, "-o", str(target), str(relative)], check=True, cwd=ROOT)
+    target.chmod(0o644)
 
 
 def make_movable(source: Path, target: Path) -> None:
-    """Instrument for suspension; needs Binaryen, which MESH_BINARYEN names (version 116)."""
+    """Instrument for suspension, by the Binaryen that MESH_BINARYEN names."""
     command = [sys.executable, "-m", "mesh.runtime.instrument", str(source), str(target)]
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def movable(source: Path) -> Path:
-    """Where the movable one lies that is made of *source*."""
-    return source.with_suffix(".movable.wasm")
+def build_all(scratch: Path) -> dict[str, Path]:
+    """Every program by the name it is committed under: as built now, or as it lies here."""
+    programs: dict[str, Path] = {}
+    python = compiler(scratch / "zig")
+    for source in sources(".c"):
+        target = scratch / (source.stem + ".wasm")
+        build(python, source, target)
+        programs[str(source.with_suffix(".wasm").relative_to(ROOT))] = target
+    rustc = os.environ.get("MESH_RUSTC")
+    for source in sources(".rs"):
+        target = source.with_suffix(".wasm")
+        if rustc:
+            target = scratch / target.name
+            build_rust(rustc, source, target)
+        programs[str(source.with_suffix(".wasm").relative_to(ROOT))] = target
+    for name in MOVABLE:
+        movable = Path(name).with_suffix(".movable.wasm")
+        target = ROOT / movable
+        if os.environ.get("MESH_BINARYEN"):
+            target = scratch / movable.name
+            make_movable(programs[name], target)
+        programs[str(movable)] = target
+    return programs
 
 
-def movable_line(source: Path, made: Path) -> str:
-    """The line of a movable guest; what is committed stays where there is no Binaryen."""
-    if os.environ.get("MESH_BINARYEN"):
-        make_movable(source, made)
-    else:
-        made.write_bytes(movable(source).read_bytes())
-    return _line(made, movable(source))
-
-
-def _line(content: Path, name: Path) -> str:
-    return f"{sha256(content.read_bytes()).hexdigest()}  {name.relative_to(ROOT)}\n"
+def checksums(programs: dict[str, Path]) -> list[str]:
+    """In the form of sha256sum."""
+    return [f"{sha256(path.read_bytes()).hexdigest()}  {name}\n" for name, path in programs.items()]
 
 
 def main() -> int:
@@ -101,25 +130,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare, change nothing")
     is_check = parser.parse_args().check
-    lines = []
     with tempfile.TemporaryDirectory() as scratch:
-        python = compiler(Path(scratch) / "zig")
-        for source in sources():
-            wasm = Path(scratch) / (source.stem + ".wasm")
-            build(python, source, wasm)
-            lines.append(checksum_line(source, wasm))
-            if not is_check:
-                source.with_suffix(".wasm").write_bytes(wasm.read_bytes())
-        made = Path(scratch) / "movable.wasm"
-        for source in MOVABLE:
-            lines.append(movable_line(source, made))
-            if not is_check:
-                movable(source).write_bytes(made.read_bytes())
-    if not is_check:
-        CHECKSUMS.write_text("".join(lines))
-        return 0
-    committed = [checksum_line(s, s.with_suffix(".wasm")) for s in sources()]
-    committed += [_line(movable(source), movable(source)) for source in MOVABLE]
+        programs = build_all(Path(scratch))
+        lines = checksums(programs)
+        if not is_check:
+            for name, path in programs.items():
+                (ROOT / name).write_bytes(path.read_bytes())
+            CHECKSUMS.write_text("".join(lines))
+            return 0
+    committed = checksums({name: ROOT / name for name in programs})
     if lines == committed and CHECKSUMS.read_text() == "".join(lines):
         print(f"{len(lines)} programs are what their sources say")
         return 0

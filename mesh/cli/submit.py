@@ -13,12 +13,21 @@ from mesh import units
 from mesh.cli.exits import Exit
 from mesh.cli.options import CORES, COUNT, DURATION, MONEY, SIZE, with_client, with_output
 from mesh.cli.render import Story, say, show_one
-from mesh.cli.words import Naming, clean, short_peer, short_task, show_answer, show_fuel, task_lines
+from mesh.cli.words import (
+    Naming,
+    clean,
+    short_peer,
+    short_task,
+    show_answer,
+    show_fuel,
+    show_movable,
+    task_lines,
+)
 from mesh.client.limits import Limits
 
 if TYPE_CHECKING:
     from mesh.client import Client, Task
-    from mesh.v1 import notice_pb2, order_pb2
+    from mesh.v1 import modules_pb2, notice_pb2, order_pb2
 
 _DEFAULT = Limits()
 
@@ -85,6 +94,13 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 )
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, show_default=True)
 @click.option("--feature", "features", multiple=True, help="What the executor must offer.")
+@click.option(
+    "--movable",
+    type=click.Choice(("auto", "yes", "no")),
+    default="auto",
+    show_default=True,
+    help="Make the module able to go on elsewhere: where possible, or it is an error, or not.",
+)
 @click.option("--key", default="", help="Idempotency key: the same key, the same task.")
 @click.option("--detach", is_flag=True, help="Do not wait; print the id.")
 @click.option("--timeout", type=DURATION, help="Wait no longer; the task goes on.")
@@ -110,6 +126,7 @@ def submit(
     fee: int,
     priority: int,
     features: tuple[str, ...],
+    movable: str,
     key: str,
     detach: bool,
     timeout: int | None,
@@ -129,11 +146,20 @@ def submit(
         limits=limits,
         name=name or shlex.join([Path(module).stem, *args])[:64],
         key=key.encode(),
+        movable=movable,
+        on_module=tell_module,
     )
     if detach:
         show_task(task.record, form)
         return
     finish(task, Story(), form, None if timeout is None else timeout / 1000, outs)
+
+
+def tell_module(module: modules_pb2.Module) -> None:
+    """Whether what is submitted can be moved, or why not."""
+    from mesh.client.facts import facts_of
+
+    say(f"the module {show_movable(facts_of(module))}")
 
 
 def finish(

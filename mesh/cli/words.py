@@ -82,6 +82,16 @@ def bid_lines(answers: Sequence[Facts]) -> Lines:
     return [("bid" if answer["is_bid"] else "refusal", show_answer(answer)) for answer in answers]
 
 
+def show_movable(module: Facts) -> str:
+    """Whether a module can be moved, and what it says it was made of."""
+    if not module["is_movable"]:
+        return f"cannot be moved: {clean(module['reason'])}"
+    if not module["source"]:
+        return f"can be moved; {clean(module['reason'])}"
+    how = f"{clean(module['instrumenter'])} ({clean(module['policy'])})"
+    return f"can be moved: made of {short_cid(module['source'])} by {how}"
+
+
 def show_answer(answer: Facts, name: Naming = short_peer) -> str:
     """One candidate's answer on one line."""
     who = name(answer["peer"])
@@ -106,8 +116,10 @@ def task_lines(task: Facts) -> Lines:
         lines.append(("executor", task["executor"]))
     if task["moves"]:
         lines.append(("moves", f"{task['moves']} executors before this one"))
-    for step in task["path"]:
-        lines.append(("moved", f"from {short_peer(step['source'])} at {show_fuel(step['fuel'])}"))
+    lines += [
+        ("moved", f"from {short_peer(step['source'])} at {show_fuel(step['fuel'])}")
+        for step in task["path"]
+    ]
     result = task["result"]
     if result:
         lines += [

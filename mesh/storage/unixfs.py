@@ -17,9 +17,9 @@ from typing import TypeAlias
 import mmh3
 from attrs import frozen
 
-from mesh.errors import PeerError, Refused
+from mesh.errors import NotFound, PeerError, Refused
 from mesh.ids import DAG_PB, RAW, Cid, check_cid, cid_codec, cid_of
-from mesh.storage.blocks import BLOCK_BYTES_MAX
+from mesh.storage.blocks import BLOCK_BYTES_MAX, Blocks
 
 CHUNK_BYTES = 262_144
 LINKS_A_NODE = 174
@@ -295,6 +295,14 @@ def walk(root: Cid, get: Callable[[Cid], bytes]) -> Iterator[Cid]:
         fresh = [child for child in children(cid, get(cid)) if child not in seen]
         seen.update(fresh)
         waiting.extend(dict.fromkeys(reversed(fresh)))
+
+
+def is_whole(blocks: Blocks, root: Cid) -> bool:
+    """Whether *root* is a DAG of which every block is here."""
+    try:
+        return all(blocks.has(cid) for cid in walk(root, blocks.get))
+    except (NotFound, PeerError):
+        return False
 
 
 def slot_of(name: str, depth: int) -> int:
