@@ -29,7 +29,6 @@ from mesh.runtime.instrument import (
     name_of,
     version_of,
 )
-from mesh.runtime.manifest import check_module
 from mesh.runtime.module import check_module
 from mesh.runtime.origin import read_origin
 from mesh.runtime.rewrite import Policy

@@ -133,4 +133,4 @@ def test_each_has_a_movable_twin_that_says_so(plain: Path) -> None:
     source, twin = plain.read_bytes(), plain.with_suffix(".movable.wasm").read_bytes()
     assert (check_module(source), check_module(twin)) == (False, True)
     cid = import_file([source], lambda cid, data: None).cid
-    assert read_origin(twin) == Origin(cid, "mesh-1/binaryen-116", Policy.OUTER)
+    assert read_origin(twin) == Origin(cid, "mesh-2/binaryen-116", Policy.OUTER)
