@@ -352,7 +352,7 @@ class Series:
         return Ended("wall-limit", 0, f"it ran for {task.job.wall_ms} ms", task.fuel, b"", b"")
 
     async def _end(self, life: _Life, result: Ended | WorkerLost | None, how: str) -> None:
-        """Tell the task that ran, and give those behind it to the next worker."""
+        """Tell the task that ran, and give those behind it to whoever has room."""
         if result is None and how == "SIGABRT" and not life.has_started:
             result = self._refusal = refused(COMPILER_GAVE_UP)
         elif result is None:
@@ -362,6 +362,9 @@ class Series:
             self._tell(task, self._last_of(life, result))
         self._waiting.extendleft(task for task in reversed(life.tasks) if not task.is_abandoned)
         life.tasks.clear()
+        for other in self._lives:
+            if other is not life:
+                self._refill(other)
         self._has_waiting.set()
 
     def _last_of(self, life: _Life, result: Ended | WorkerLost) -> Outcome | WorkerLost:
