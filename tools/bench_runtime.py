@@ -371,7 +371,7 @@ def measure(*, is_quick: bool) -> tuple[dict[str, float], dict[str, object]]:
             say(f"series: {rates[-1][0]:.0f} tasks/s, {rates[-1][1]:.2f} ms of processor each")
         downtimes = {}
         for name, one in travellers(is_quick=is_quick).items():
-            paths = (Path(folder) / f"{name}{number}" for number in range(3 if is_quick else 5))
+            paths = (Path(folder) / f"{name}{number}" for number in range(1 if is_quick else 5))
             downtimes[name] = statistics.median(measure_downtime(path, one) for path in paths)
             say(f"{name}: {downtimes[name]:.0f}")
     figures = {
