@@ -419,8 +419,8 @@ def _make_scratch(scratch: Path, beginning: Beginning | None) -> None:
         for name in ("out", "tmp"):
             (scratch / name).mkdir(mode=0o700)
     else:
-        beginning.out.rename(scratch / "out")
-        beginning.tmp.rename(scratch / "tmp")
+        shutil.move(beginning.out, scratch / "out")
+        shutil.move(beginning.tmp, scratch / "tmp")
 
 
 async def remove(path: Path) -> None:

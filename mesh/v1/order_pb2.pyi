@@ -227,6 +227,7 @@ class Task(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    SAVED_FUEL_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     name: _builtins.str
     state: Global___TaskState.ValueType
@@ -257,6 +258,10 @@ class Task(_message.Message):
     """The ledger entry that settles it: the receipt. Empty before."""
     amount: _builtins.int
     """What was paid, to all executors together."""
+    saved_fuel: _builtins.int
+    """Burnt until the last state that we hold, by all executors together; 0 where there is none. Were its
+    executor lost, it would go on from there.
+    """
     @_builtins.property
     def work(self) -> Global___Work: ...
     @_builtins.property
@@ -295,10 +300,11 @@ class Task(_message.Message):
         amount: _builtins.int = ...,
         result: Global___Result | None = ...,
         path: _abc.Iterable[Global___Move] | None = ...,
+        saved_fuel: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alloc", b"alloc", "amount", b"amount", "answers", b"answers", "deadline_ms", b"deadline_ms", "executor", b"executor", "fee", b"fee", "fence", b"fence", "fuel", b"fuel", "max_price", b"max_price", "moves", b"moves", "name", b"name", "path", b"path", "priority", b"priority", "reason", b"reason", "result", b"result", "round", b"round", "settle", b"settle", "state", b"state", "submitted_ms", b"submitted_ms", "task_id", b"task_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alloc", b"alloc", "amount", b"amount", "answers", b"answers", "deadline_ms", b"deadline_ms", "executor", b"executor", "fee", b"fee", "fence", b"fence", "fuel", b"fuel", "max_price", b"max_price", "moves", b"moves", "name", b"name", "path", b"path", "priority", b"priority", "reason", b"reason", "result", b"result", "round", b"round", "saved_fuel", b"saved_fuel", "settle", b"settle", "state", b"state", "submitted_ms", b"submitted_ms", "task_id", b"task_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
