@@ -35,7 +35,7 @@ from mesh.runtime.pace import CORE_MILLI
 from mesh.runtime.stopwatch import Stopwatch
 from mesh.runtime.supervisor import (
     COMPILE_S,
-    COMPILER_GAVE_UP,
+    COMPILER_ENDS,
     Outcome,
     Supervisor,
     WorkerLost,
@@ -353,8 +353,8 @@ class Series:
 
     async def _end(self, life: _Life, result: Ended | WorkerLost | None, how: str) -> None:
         """Tell the task that ran, and give those behind it to whoever has room."""
-        if result is None and how == "SIGABRT" and not life.has_started:
-            result = self._refusal = refused(COMPILER_GAVE_UP)
+        if result is None and how in COMPILER_ENDS and not life.has_started:
+            result = self._refusal = refused(COMPILER_ENDS[how])
         elif result is None:
             result = WorkerLost(how_lost(life.has_started, how))
         if life.tasks:

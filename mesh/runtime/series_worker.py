@@ -47,6 +47,7 @@ from mesh.runtime.worker import (
     keep_pace,
     leave,
     limit,
+    limit_compiling,
     open_statm,
     receive,
     refused,
@@ -84,6 +85,7 @@ def _perform_all(connection: socket.socket, run: RunJob) -> Iterator[Ended]:
     pattern, scratch = decode(run.job), Path(run.scratch)
     if sys.platform == "linux":
         limit(resource.RLIMIT_DATA, 2 * pattern.memory + HOST_ROOM)
+    limit_compiling()
     engine = open_engine()
     statm = open_statm()
     desk = scratch / DESK

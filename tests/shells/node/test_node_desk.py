@@ -23,7 +23,7 @@ from mesh.bookkeeper import Bookkeeper, Tier
 from mesh.broadcast import Broadcast
 from mesh.desk import Desk, check_request
 from mesh.driver import Driver
-from mesh.errors import Exhausted, Refused
+from mesh.errors import Exhausted, NotFound, Refused
 from mesh.identity.keys import NodeKey, identity
 from mesh.ids import TaskId
 from mesh.kernel import Kernel
@@ -33,6 +33,8 @@ from mesh.publishing import Publishing
 from mesh.replication import Replication
 from mesh.rerun import Rerunner
 from mesh.rumours import Rumours
+from mesh.runtime import interpreters
+from mesh.runtime.interpreters import PYTHON, pin_of
 from mesh.storage.blocks import MemoryBlocks
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.files import add_bytes
@@ -101,8 +103,7 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
             tier=Tier(),
         )
         publishing = Publishing(hands.blocks, folder / "scratch", folder / "publishing")
-        fetch = hands.performer.fetch
-        rerunner = Rerunner(KEY.peer, hands.blocks, hands.workshop, fetch, publishing)
+        rerunner = Rerunner(KEY.peer, hands.workshop, hands.performer.fetch, publishing)
         auditor = Auditor(KEY.peer, hands.ledger, reading, rerunner)
         yield (
             Desk(
@@ -110,7 +111,6 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
                 driver=driver,
                 broadcast=Broadcast(),
                 performer=hands.performer,
-                workshop=hands.workshop,
                 network=hands.network,
                 blocks=hands.blocks,
                 quota=quota,
@@ -210,3 +210,25 @@ def test_a_pin_goes_when_two_looks_in_a_row_found_no_need(tmp_path: Path) -> Non
         assert len(blocks.pins()) == 1
         assert unpin(blocks, set(), unpin(blocks, set(), set())) == set()
         assert blocks.pins() == ()
+
+
+async def test_an_interpreters_module_is_kept_and_its_absence_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = evolve(PYTHON, module=MODULE, size=WITNESS.stat().st_size)
+    monkeypatch.setattr(interpreters, "INTERPRETERS", (small,))
+
+    async def witness() -> AsyncIterator[bytes]:
+        yield WITNESS.read_bytes()
+
+    async with open_desk(tmp_path) as (desk, hands):
+        with pytest.raises(NotFound, match="not at this node yet") as caught:
+            await desk.bid(BID)
+        assert caught.value.hint == "mesh runtime add python"
+        for _ in range(2):
+            await desk.put_file("python.wasm", witness())
+        assert [(pin.root, pin.reason, pin.count) for pin in hands.blocks.pins()] == [
+            (MODULE, pin_of(small), 1)
+        ]
+        await desk.put_file("other", chunks(1, 10))
+        assert len(hands.blocks.pins()) == 1
