@@ -104,7 +104,8 @@ class Workshop:
                 beginning = await self._begin(work, job, folder)
                 if gate is not None:
                     await gate.passed()
-                return await self._run(job, module, inputs, key, on_progress, beginning)
+                milli = work.needs.cpu_milli
+                return await self._run(job, module, inputs, key, on_progress, milli, beginning)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -141,6 +142,7 @@ class Workshop:
         inputs: dict[str, Path],
         key: str,
         on_progress: Callable[[int], None],
+        cpu_milli: int,
         beginning: Beginning | None,
     ) -> Result | Suspended:
         before = beginning.fuel if beginning else 0
@@ -155,6 +157,7 @@ class Workshop:
             module,
             inputs,
             on_progress=lambda fuel: on_progress(fuel - before),
+            cpu_milli=cpu_milli,
             beginning=beginning,
             keep=keep,
         )
