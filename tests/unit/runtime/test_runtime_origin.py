@@ -34,8 +34,8 @@ GUESTS = Path(__file__).resolve().parents[2] / "guests"
 PLAIN = (GUESTS / "hostile.wasm").read_bytes()
 MOVABLE = (GUESTS / "hostile.movable.wasm").read_bytes()
 SOURCE = cid_of(RAW, b"source")
-ORIGIN = Origin(SOURCE, "mesh-2/binaryen-116", Policy.OUTER)
-VALUES = (1, "origin", SOURCE, "mesh-2/binaryen-116", "outer")
+ORIGIN = Origin(SOURCE, "mesh-3/binaryen-116", Policy.OUTER)
+VALUES = (1, "origin", SOURCE, "mesh-3/binaryen-116", "outer")
 
 
 def with_section(body: bytes, name: str = SECTION) -> bytes:
@@ -63,7 +63,7 @@ def test_a_module_with_an_origin_is_the_module_that_it_was() -> None:
 
 def test_the_committed_guest_says_what_it_was_made_of() -> None:
     source = import_file([PLAIN], lambda cid, data: None).cid
-    assert read_origin(MOVABLE) == Origin(source, "mesh-2/binaryen-116", Policy.OUTER)
+    assert read_origin(MOVABLE) == Origin(source, "mesh-3/binaryen-116", Policy.OUTER)
 
 
 def test_only_what_a_tested_instrumenter_made_is_moved() -> None:
