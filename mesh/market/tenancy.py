@@ -123,9 +123,9 @@ class Tenancies:
         """Tasks with an open tenancy, running or not."""
         return frozenset(task for task, _ in self._tenancies)
 
-    def running(self) -> list[Tenancy]:
-        """What runs here, and is not paused."""
-        return [t for t in self._tenancies.values() if t.phase is Phase.RUNNING]
+    def open(self) -> Collection[Tenancy]:
+        """What runs here, or is not settled yet."""
+        return self._tenancies.values()
 
     def hosted_as(self, task: TaskId, fence: int, buyer: PeerId | None = None) -> Tenancy | None:
         """A tenancy that has not ended; of *buyer*, if one is named."""

@@ -12,7 +12,7 @@ from math import sqrt
 
 from mesh.ids import PeerId
 from mesh.market.bidding import Shop
-from mesh.market.lease import Clock, Tenancy
+from mesh.market.lease import Clock, Phase, Tenancy
 from mesh.market.policy import Policy
 from mesh.market.slicing import slice_fuel
 from mesh.market.tenancy import Tenancies
@@ -61,15 +61,14 @@ class Departures:
         self._tenancies.close(is_closed=event.is_on)
         if not event.is_on:
             return []
-        running = self._tenancies.running()
-        return [action for tenancy in running for action in self._leave(tenancy, _DRAINING)]
+        return [action for tenancy in self._running() for action in self._leave(tenancy, _DRAINING)]
 
     def pressed(self, shop: Shop, owner: Capacity, outlook: Sequence[Outlook]) -> list[Action]:
         """Make room for the owner, one run at a time: the one that takes least with it.
 
         *owner* is what the owner needs now.
         """
-        running = [tenancy for tenancy in self._tenancies.running() if not tenancy.is_fixed]
+        running = [tenancy for tenancy in self._running() if not tenancy.is_fixed]
         if any(tenancy.leaving for tenancy in running):
             return []
         soon_ms = self._policy.leave_ahead_ms
@@ -83,6 +82,13 @@ class Departures:
         if not running or not (short.cpu_milli or short.memory):
             return []
         return self._leave(min(running, key=_burden), "its owner needs the machine")
+
+    def leaving(self) -> int:
+        """Runs that are being taken out, or have been and are not settled yet."""
+        return sum(bool(tenancy.leaving) for tenancy in self._tenancies.open())
+
+    def _running(self) -> list[Tenancy]:
+        return [tenancy for tenancy in self._tenancies.open() if tenancy.phase is Phase.RUNNING]
 
     def _leave(self, tenancy: Tenancy, reason: str) -> list[Action]:
         if tenancy.leaving:

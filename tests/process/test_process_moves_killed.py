@@ -22,11 +22,13 @@ from process_nodes import (
 )
 
 from mesh.client import Limits
-from mesh.v1 import notice_pb2, order_pb2
+from mesh.v1 import order_pb2
 
 HEAP, ARGS = GUESTS / "heap.movable.wasm", ["48", "9000"]
 """48 MiB, half of them chance: laying out, collecting and fetching them takes a while."""
 LIMITS = Limits(memory=96 << 20, disk=16 << 20, fuel=10**12, max_price=10**9, deadline_ms=3_600_000)
+NOWHERE = Limits(memory=96 << 20, disk=1 << 40, fuel=10**9, max_price=10**6)
+"""Nobody sells so much."""
 LONG, USUAL, SHORT = "60", "15", "4"
 """Leases, in seconds: outliving any restart, a node's own, and soon over."""
 BEGUN = 1 << 20
@@ -38,20 +40,20 @@ class Move:
     """A task that is on its way from *source* to *target*."""
 
     task: str
+    fence: int
     buyer: Node
     source: Node
     target: Node
 
 
-def hosted(node: Node, move: Move, what: str, fence: int) -> Iterator[None]:
-    """Wait until *node* tells *what* it did as the executor of *fence*."""
+def hosted(node: Node, task: str, what: str, beyond: int = 0) -> Iterator[None]:
+    """Wait until *node* tells *what* it did as an executor of *task*, after the fence *beyond*."""
     for event in node.client.watch(timeout=PATIENCE_S):
         if event.WhichOneof("event") != "notice":
             yield  # its records: from here on it is watched
             continue
-        notice: notice_pb2.Notice = event.notice
-        told = notice.hosted
-        if (told.task_id, told.fence, told.what) == (move.task, fence, what):
+        told = event.notice.hosted
+        if (told.task_id, told.what) == (task, what) and told.fence > beyond:
             return
 
 
@@ -85,11 +87,11 @@ def resumed(move: Move) -> Iterator[None]:
 
 
 PHASES: dict[str, Callable[[Move], Iterator[None]]] = {
-    "asked": lambda move: hosted(move.source, move, "leaving", 1),
+    "asked": lambda move: hosted(move.source, move.task, "leaving"),
     "laid into blocks": lambda move: grown(move.source),
-    "given back": lambda move: hosted(move.source, move, "left", 1),
+    "given back": lambda move: hosted(move.source, move.task, "left"),
     "collected": lambda move: grown(move.buyer),
-    "awarded": lambda move: hosted(move.target, move, "held", 2),
+    "awarded": lambda move: hosted(move.target, move.task, "held", move.fence),
     "fetched": lambda move: grown(move.target),
     "resumed": resumed,
 }
@@ -151,7 +153,7 @@ def start(mesh: Mesh, lease_s: str) -> Node:
     """A buyer and two sellers, of whom every one has a record that a watch of it begins with."""
     buyer, *_ = mesh.start(3, buyers=1, MESH_MARKET__LEASE_TTL_S=lease_s)
     for node in mesh.nodes:
-        node.client.cancel(node.client.submit(HEAP, limits=LIMITS).id)
+        node.client.cancel(node.client.submit(HEAP, limits=NOWHERE).id)
     mesh.meet()
     return buyer
 
@@ -178,7 +180,7 @@ def begin(mesh: Mesh, buyer: Node) -> Move:
     task = buyer.client.submit(HEAP, ARGS, limits=LIMITS).id
     source = mesh.executor_of(buyer, task)
     (target,) = [node for node in mesh.nodes if node not in (buyer, source)]
-    return Move(task, buyer, source, target)
+    return Move(task, buyer.client.record(task).fence, buyer, source, target)
 
 
 def check_bill(move: Move, record: order_pb2.Task) -> None:
