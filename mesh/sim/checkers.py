@@ -288,8 +288,10 @@ class Checkers:
         last unit of fuel; and its last receipt tells of every move."""
         for task, record in self._records.items():
             plan = self._plans[task]
-            if self._is_foul(task) or record.result is None or record.state is State.CANCELLED:
+            if self._is_foul(task) or record.result is None:
                 continue
+            if record.result.status == "cancelled":
+                continue  # taken back, or given up unsigned: it never came to its end
             bodies = self._chains[plan.buyer].bodies.values()
             bills = [b.deal for b in bodies if b.kind is Kind.SETTLE and b.deal.nonce == task]
             if any(PeerId(bill.seller) not in self._nodes for bill in bills):
