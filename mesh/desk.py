@@ -16,6 +16,7 @@ from ledger.model import INPUTS_MAX
 from mesh.api.door import (
     AuditRequest,
     BidRequest,
+    Comparison,
     Finding,
     ForkView,
     Form,
@@ -45,11 +46,12 @@ from mesh.ids import (
     task_id,
 )
 from mesh.kernel import Kernel
-from mesh.market.order import Order, State, TaskRecord
+from mesh.market.order import Group, Order, State, TaskRecord
 from mesh.market.own_chain import UNCONFIRMED
 from mesh.messages import Work
 from mesh.network.network import Network
 from mesh.performer import Performer, task_pin
+from mesh.prosecutor import Prosecutor
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
 from mesh.runtime.execution import MODULE_MAX, Workshop
@@ -92,6 +94,7 @@ class Desk:
     quota: int
     bookkeeper: Bookkeeper
     auditor: Auditor
+    prosecutor: Prosecutor
     scratch: Path
     agent: str
     started_at: float
@@ -113,11 +116,12 @@ class Desk:
         task = task_id(self.kernel.identity.peer, request.idempotency_key)
         if task in self.kernel.records or await self.performer.recall(task):
             return task
-        why_full = self.kernel.why_full()
+        why_full = self.kernel.why_full(request.redundancy)
         if why_full:
             raise Exhausted(why_full, "wait for some to end, or use another node")
         check_request(request)
-        work = await trio.to_thread.run_sync(self._prepare, task, request, limiter=self._preparing)
+        group = Group(task, request.redundancy)
+        work = await trio.to_thread.run_sync(self._prepare, group, request, limiter=self._preparing)
         order = Order(
             task=task,
             name=request.name,
@@ -126,6 +130,7 @@ class Desk:
             fee=request.fee,
             priority=request.priority,
             deadline_ms=request.deadline_ms,
+            group=group if group.copies > 1 else None,
         )
         async with self.broadcast.follow(task) as notices:
             if task in self.kernel.records:  # its client asked twice at once
@@ -150,8 +155,12 @@ class Desk:
     def tasks(self) -> Sequence[TaskRecord]:
         return tuple(self.kernel.records.values())
 
+    def comparison(self, group: Group) -> Comparison:
+        """What the copies of one task came to, as far as they have."""
+        return self.prosecutor.comparison(group)
+
     async def cancel(self, task: TaskId) -> None:
-        """Raises NotFound. Cancelling an ended task changes nothing."""
+        """Raises NotFound. Cancelling an ended task changes nothing, the first copy cancels all."""
         self.task(task)
         await self.driver.post(CancelRequested(task))
 
@@ -168,8 +177,8 @@ class Desk:
         """Notices from now on. Bounded: a slow reader sees gaps in the numbers."""
         return self.broadcast.follow(task)
 
-    def _prepare(self, task: TaskId, request: BidRequest) -> Work:
-        """Check the module, keep the inputs, write the manifest."""
+    def _prepare(self, group: Group, request: BidRequest) -> Work:
+        """Check the module, keep the inputs, write the manifest: one for all copies."""
         for what, root in (("module", request.module), *request.inputs):
             if not self.blocks.has(root):
                 raise NotFound(
@@ -185,7 +194,7 @@ class Desk:
             memory=request.memory,
             disk=request.disk,
             wall_ms=request.wall_ms,
-            seed=task,
+            seed=group.first,
             t0_ns=time_ns(),
             stdout_max=STDOUT_MAX,
         )
@@ -193,7 +202,8 @@ class Desk:
         cid = cid_of(RAW, data)
         self.blocks.put(cid, data)
         roots = tuple(root for _, root in request.inputs)
-        self.blocks.pin_all((cid, request.module, *roots), task_pin(task))
+        for task in group.members:
+            self.blocks.pin_all((cid, request.module, *roots), task_pin(task))
         return Work(
             job=cid,
             module=request.module,
@@ -367,6 +377,11 @@ def check_request(request: BidRequest) -> None:
     """What the market needs of a bid, beyond what a job needs. Raises Refused: which and why."""
     if not 1 <= request.max_price <= PRICE_MAX:
         raise Refused("max_price: must be above 0", "mesh submit --max-price 0.50")
+    if request.max_price < request.redundancy:
+        raise Refused(
+            f"max_price: {request.max_price} µcr is shared by {request.redundancy} copies",
+            "raise max_price",
+        )
     if not 0 <= request.fee <= request.max_price:
         raise Refused(
             f"fee: {request.fee} µcr is above max_price, which includes it", "lower the fee"

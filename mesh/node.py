@@ -21,11 +21,12 @@ from secrets import randbits
 from time import time_ns
 
 import trio
-from attrs import define, evolve, field
+from attrs import evolve
 
 import mesh
 from ledger.errors import BadEntry, BrokenChain, LedgerError
 from mesh import codec
+from mesh.alarm import Alarm
 from mesh.api.monitor import open_monitor
 from mesh.api.server import open_api
 from mesh.auditor import Auditor
@@ -46,6 +47,7 @@ from mesh.market.policy import Policy
 from mesh.network.network import BLOCKS, LEDGER, WITNESS, Network, NetworkConfig, open_network
 from mesh.paths import Home
 from mesh.performer import Performer
+from mesh.prosecutor import Prosecutor
 from mesh.pruning import SEALING_S, Pruning
 from mesh.replication import Replication, ReplicationConfig
 from mesh.rerun import Rerunner
@@ -54,6 +56,7 @@ from mesh.rumours import Rumours
 from mesh.runtime.execution import Workshop
 from mesh.runtime.supervisor import open_supervisor, walls
 from mesh.sansio import OfferReceived, Received
+from mesh.shelf import Shelf
 from mesh.sim.replay import Facts, write_black_box
 from mesh.storage.transfer import serve
 from mesh.upkeep import advertise, scan, sweep
@@ -194,7 +197,7 @@ async def _serve(
     announce: Announce,
 ) -> None:
     async with AsyncExitStack() as stack:
-        alarm = _Alarm()
+        alarm = Alarm()
         replication = _replicate(config, files, kernel, driver, alarm)
         witnessing = _stand_witness(home, files, kernel, alarm, replication)
         network = await stack.enter_async_context(
@@ -221,7 +224,7 @@ async def _serve(
         counters: list[Callable[[], Mapping[str, int]]] = [replication.statistics]
         pruning = _ask_witnesses(config, files, replication, witnessing, performer, counters)
         desk = _set_up_desk(
-            config, files, kernel, driver, performer, network, replication, counters
+            config, home, files, kernel, driver, performer, network, replication, counters
         )
         performer.said, performer.received = replication.push, replication.look_at
         services: list[Callable[[], Awaitable[None]]] = [
@@ -234,6 +237,7 @@ async def _serve(
             partial(sweep, files.blocks, kernel),
             partial(watch, Probe(ThisMachine(), trio.current_time), driver.post),
             partial(advertise, network, kernel),
+            desk.prosecutor.run,
             partial(driver.drive, persist=performer.persist, perform=performer.perform),
         ]
         for service in services:
@@ -248,7 +252,7 @@ async def _serve(
 
 
 def _stand_witness(
-    home: Home, files: Belongings, kernel: Kernel, alarm: _Alarm, replication: Replication
+    home: Home, files: Belongings, kernel: Kernel, alarm: Alarm, replication: Replication
 ) -> Witnessing | None:
     """Ourselves as a witness, where our owner wants that."""
     if files.votes is None:
@@ -296,6 +300,7 @@ def _ask_witnesses(
 
 def _set_up_desk(
     config: Config,
+    home: Home,
     files: Belongings,
     kernel: Kernel,
     driver: Driver,
@@ -319,6 +324,8 @@ def _set_up_desk(
         is_archive=config.ledger.archive,
     )
     rerunner = Rerunner(files.key.peer, files.blocks, performer.workshop, performer.fetch)
+    shelf = Shelf(home.state / "evidence")
+    prosecutor = Prosecutor(kernel.records, performer.broadcast, rerunner, bookkeeper, shelf)
     return Desk(
         kernel=kernel,
         driver=driver,
@@ -329,7 +336,8 @@ def _set_up_desk(
         blocks=files.blocks,
         quota=config.storage.quota,
         bookkeeper=bookkeeper,
-        auditor=Auditor(files.key.peer, files.reader, reading, rerunner),
+        auditor=Auditor(files.key.peer, files.reader, reading, rerunner, prosecutor.findings),
+        prosecutor=prosecutor,
         scratch=files.scratch,
         agent=_agent(),
         started_at=trio.current_time(),
@@ -348,25 +356,8 @@ def _boast(config: Config, files: Belongings, kernel: Kernel) -> dict[str, objec
     }
 
 
-@define(eq=False)
-class _Alarm:
-    """How a task that is not ours, and would keep an error to itself, ends the node."""
-
-    error: MeshError | None = None
-    _rung: trio.Event = field(factory=trio.Event)
-
-    def ring(self, error: MeshError) -> None:
-        self.error = self.error or error
-        self._rung.set()
-
-    async def heard(self) -> None:
-        await self._rung.wait()
-        assert self.error is not None
-        raise self.error
-
-
 def _replicate(
-    config: Config, files: Belongings, kernel: Kernel, driver: Driver, alarm: _Alarm
+    config: Config, files: Belongings, kernel: Kernel, driver: Driver, alarm: Alarm
 ) -> Replication:
     """What keeps our ledger equal to the others'; it begins to when it has a network."""
     tally: Counter[str] = Counter()
@@ -395,7 +386,7 @@ async def _join(
     home: Home,
     files: Belongings,
     driver: Driver,
-    alarm: _Alarm,
+    alarm: Alarm,
     replication: Replication,
     witnessing: Witnessing | None,
 ) -> AsyncIterator[Network]:

@@ -108,8 +108,12 @@ class Client:
         limits: Limits | None = None,
         name: str = "",
         key: bytes = b"",
+        redundancy: int = 1,
     ) -> Task:
         """Bid for compute: upload *module* and *inputs*, admit the task.
+
+        With *redundancy* above 1 as many different nodes run it, for max_price altogether; who
+        differs from the others is run again by the node, and named.
 
         A module or input is a path, or `cid:…` for content that the node can find. The same *key*
         gives the same task, so a repeated call never pays twice; by default each call has its own.
@@ -132,6 +136,7 @@ class Client:
             fee=limits.fee,
             priority=limits.priority,
             features=limits.features,
+            redundancy=redundancy,
         )
         with told_plainly(self.target):
             task = self._market.Bid(request, timeout=ANSWER_S).task_id

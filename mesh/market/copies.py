@@ -22,9 +22,7 @@ def copies_of(order: Order) -> tuple[Order, ...]:
     group = order.group
     if group is None:
         return (order,)
-    share = evolve(
-        order, max_price=order.max_price // group.copies, fee=order.fee // group.copies
-    )
+    share = evolve(order, max_price=order.max_price // group.copies, fee=order.fee // group.copies)
     return tuple(evolve(share, task=task) for task in group.members)
 
 

@@ -46,4 +46,3 @@ def restore(
         epoch_ms=epoch_ms,
         shop=shop,
     )
-
