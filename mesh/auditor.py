@@ -13,6 +13,7 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
+    Iterable,
     Iterator,
     Sequence,
 )
@@ -36,7 +37,7 @@ from ledger.store import Store
 from mesh.api.door import AuditRequest, Finding
 from mesh.errors import Exhausted
 from mesh.ids import NET, EntryId, PeerId, TaskId
-from mesh.rerun import Rerunner, Skipped
+from mesh.rerun import Remade, Rerunner, Skipped
 from mesh.tier import STATISTIC
 
 AUDITS_MAX = 2
@@ -86,7 +87,8 @@ class Auditor:
             if balance is not None:
                 yield evolve(balance, done=total, total=total)
             for number, bill_id in enumerate(bills if request.rerun else (), 1):
-                yield evolve(await self._rerun(bill_id), done=number, total=len(bills))
+                for finding in await self._rerun(bill_id):
+                    yield evolve(finding, done=number, total=len(bills))
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -203,21 +205,36 @@ class Auditor:
         is_bill = body.kind in (Kind.SETTLE, Kind.CLAIM)
         return is_bill and (others or self.me in (body.author, body.peer))
 
-    async def _rerun(self, bill_id: bytes) -> Finding:
+    async def _rerun(self, bill_id: bytes) -> list[Finding]:
+        """What running it again shows, and making its module again if that was made of another."""
         bill = await self._read(lambda: self.ledger.entry(bill_id))
         if bill is None:
             gone = _told("rerun", False, "its receipt was pruned meanwhile", None)
-            return evolve(gone, entry=EntryId(bill_id), is_skipped=True)
+            return [evolve(gone, entry=EntryId(bill_id), is_skipped=True)]
         alloc = await self._read(lambda: self.ledger.entry(bill.content.ref))
         limit = alloc.content.deal.fuel if alloc and alloc.content.kind is Kind.ALLOC else None
         again = await self.rerunner.run(bill, limit)
         if isinstance(again, Skipped):
-            finding = _told("rerun", again.is_final, again.reason, bill)
-            return evolve(finding, is_skipped=not again.is_final)
+            return [_skipped("rerun", again, bill)]
         shown = check_evidence(again, {bill.id: bill})
         detail = shown.detail.removeprefix("run again: ")
         finding = _told("rerun", shown.is_good, detail, bill)
-        return evolve(finding, evidence=evidence_line(again))
+        return [evolve(finding, evidence=evidence_line(again)), *await self._remake(bill)]
+
+    async def _remake(self, bill: Entry) -> Iterable[Finding]:
+        match await self.rerunner.remake(bill):
+            case None:
+                return ()
+            case Skipped() as skipped:
+                return (_skipped("module", skipped, bill),)
+            case Remade(is_same, detail):
+                finding = _told("module", is_same, detail, bill)
+                return (evolve(finding, is_note=not is_same),)
+
+
+def _skipped(check: str, skipped: Skipped, about: Entry) -> Finding:
+    finding = _told(check, skipped.is_final, skipped.reason, about)
+    return evolve(finding, is_skipped=not skipped.is_final)
 
 
 def evidence_line(again: Rerun) -> str:

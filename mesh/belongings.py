@@ -25,7 +25,9 @@ from mesh.ids import NET
 from mesh.market.credit import Books, read_books
 from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
 from mesh.paths import Home
+from mesh.publishing import Publishing
 from mesh.rumours import verify
+from mesh.shelf import Shelf
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.journal import Journal, open_journal
 
@@ -52,6 +54,8 @@ class Belongings:
     votes: VoteBook | None
     """Where we are a witness: what we voted for."""
     blocks: DiskBlocks
+    publishing: Publishing
+    shelf: Shelf
     scratch: Path
     epoch: int
 
@@ -107,6 +111,8 @@ def _open_all(config: Config, home: Home, stack: ExitStack) -> Belongings:
         petition=petition,
         votes=votes,
         blocks=blocks,
+        publishing=Publishing(blocks, scratch, home.data / "publishing"),
+        shelf=Shelf(home.state / "evidence"),
         scratch=scratch,
         epoch=journal.next_epoch(),
     )

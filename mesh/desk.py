@@ -23,6 +23,7 @@ from mesh.api.door import (
     Intake,
     LedgerView,
     LineView,
+    ModuleView,
     NodeView,
     Numbered,
     PeerView,
@@ -52,10 +53,12 @@ from mesh.messages import Work
 from mesh.network.network import Network
 from mesh.performer import Performer, task_pin
 from mesh.prosecutor import Prosecutor
+from mesh.publishing import Publishing, source_here
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
-from mesh.runtime.execution import MODULE_MAX, Workshop
-from mesh.runtime.manifest import Job, check_task
+from mesh.runtime.execution import Workshop
+from mesh.runtime.manifest import Job, check_module
+from mesh.runtime.rewrite import Policy
 from mesh.sansio import CancelRequested, DrainSet, MoveRequested, Submitted
 from mesh.storage import files
 from mesh.storage.disk import DiskBlocks, room_under
@@ -95,6 +98,7 @@ class Desk:
     bookkeeper: Bookkeeper
     auditor: Auditor
     prosecutor: Prosecutor
+    publishing: Publishing
     scratch: Path
     agent: str
     started_at: float
@@ -184,7 +188,8 @@ class Desk:
                 raise NotFound(
                     f"{what}: {format_cid(root)} is not at this node", "put the file first"
                 )
-        check_task(self._read(request.module, MODULE_MAX))
+        wasm = self.publishing.read(request.module)
+        check_module(wasm)
         job = Job(
             module=request.module,
             args=request.args,
@@ -202,8 +207,9 @@ class Desk:
         cid = cid_of(RAW, data)
         self.blocks.put(cid, data)
         roots = tuple(root for _, root in request.inputs)
+        kept = (cid, request.module, *roots, *source_here(self.blocks, wasm))
         for task in group.members:
-            self.blocks.pin_all((cid, request.module, *roots), task_pin(task))
+            self.blocks.pin_all(kept, task_pin(task))
         return Work(
             job=cid,
             module=request.module,
@@ -214,13 +220,15 @@ class Desk:
             features=request.features,
         )
 
-    def _read(self, cid: Cid, bytes_max: int) -> bytes:
-        data = bytearray()
-        for chunk in files.read_file(self.blocks, cid):
-            data += chunk
-            if len(data) > bytes_max:
-                raise Refused(f"the module has more than {bytes_max >> 20} MiB")
-        return bytes(data)
+    # --- modules --------------------------------------------------------------------------------
+
+    async def instrument(self, module: Cid, policy: Policy, *, or_as_it_is: bool) -> ModuleView:
+        """Raises NotFound, Refused."""
+        return await self.publishing.instrument(module, policy, or_as_it_is=or_as_it_is)
+
+    async def describe_module(self, module: Cid) -> ModuleView:
+        """Raises NotFound, Refused."""
+        return await self.publishing.describe(module)
 
     # --- the node -------------------------------------------------------------------------------
 

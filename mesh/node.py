@@ -56,7 +56,6 @@ from mesh.rumours import Rumours
 from mesh.runtime.execution import Workshop
 from mesh.runtime.supervisor import open_supervisor, walls
 from mesh.sansio import OfferReceived, Received
-from mesh.shelf import Shelf
 from mesh.sim.replay import Facts, write_black_box
 from mesh.storage.transfer import serve
 from mesh.upkeep import advertise, scan, sweep
@@ -208,7 +207,6 @@ async def _serve(
             open_supervisor(home.data / "runtime", workers_max=max(1, kernel.sold().slots) + 1)
         )
         nursery = await stack.enter_async_context(trio.open_nursery())
-        broadcast = Broadcast()
         performer = Performer(
             driver=driver,
             network=network,
@@ -216,7 +214,7 @@ async def _serve(
             journal=files.journal,
             ledger=files.ledger,
             records=kernel.records,
-            broadcast=broadcast,
+            broadcast=Broadcast(),
             nursery=nursery,
         )
         workshop = Workshop(files.blocks, supervisor, performer.bring, files.scratch)
@@ -224,7 +222,7 @@ async def _serve(
         counters: list[Callable[[], Mapping[str, int]]] = [replication.statistics]
         pruning = _ask_witnesses(config, files, replication, witnessing, performer, counters)
         desk = _set_up_desk(
-            config, home, files, kernel, driver, performer, network, replication, counters
+            config, files, kernel, driver, performer, network, replication, counters
         )
         performer.said, performer.received = replication.push, replication.look_at
         services: list[Callable[[], Awaitable[None]]] = [
@@ -234,7 +232,7 @@ async def _serve(
             replication.run,
             partial(scan, home.state / "ledger.sqlite", alarm.ring),
             performer.gossip,
-            partial(sweep, files.blocks, kernel),
+            partial(sweep, files.blocks, kernel, performer.states_kept),
             partial(watch, Probe(ThisMachine(), trio.current_time), driver.post),
             partial(advertise, network, kernel),
             desk.prosecutor.run,
@@ -247,7 +245,7 @@ async def _serve(
         stack.callback(home.facts.unlink, missing_ok=True)
         announce({**facts, **_boast(config, files, kernel)})
         await _until_told(performer)
-        broadcast.close()
+        performer.broadcast.close()
         nursery.cancel_scope.cancel()
 
 
@@ -300,7 +298,6 @@ def _ask_witnesses(
 
 def _set_up_desk(
     config: Config,
-    home: Home,
     files: Belongings,
     kernel: Kernel,
     driver: Driver,
@@ -323,9 +320,9 @@ def _set_up_desk(
         tier=Tier.of(kernel.tier, quorum_of(config.ledger)),
         is_archive=config.ledger.archive,
     )
-    rerunner = Rerunner(files.key.peer, files.blocks, performer.workshop, performer.fetch)
-    shelf = Shelf(home.state / "evidence")
-    prosecutor = Prosecutor(kernel.records, performer.broadcast, rerunner, bookkeeper, shelf)
+    me, publishing = files.key.peer, files.publishing
+    rerunner = Rerunner(me, files.blocks, performer.workshop, performer.fetch, publishing)
+    prosecutor = Prosecutor(kernel.records, performer.broadcast, rerunner, bookkeeper, files.shelf)
     return Desk(
         kernel=kernel,
         driver=driver,
@@ -336,8 +333,9 @@ def _set_up_desk(
         blocks=files.blocks,
         quota=config.storage.quota,
         bookkeeper=bookkeeper,
-        auditor=Auditor(files.key.peer, files.reader, reading, rerunner, prosecutor.findings),
+        auditor=Auditor(me, files.reader, reading, rerunner, prosecutor.findings),
         prosecutor=prosecutor,
+        publishing=publishing,
         scratch=files.scratch,
         agent=_agent(),
         started_at=trio.current_time(),

@@ -17,21 +17,28 @@ from mesh import codec
 from mesh.broadcast import Broadcast
 from mesh.driver import Driver, Durable
 from mesh.errors import Corruption, MeshError, PeerError, Unavailable
-from mesh.ids import Cid, EntryId, PeerId, TaskId, format_task, short_peer
+from mesh.ids import Cid, EntryId, PeerId, TaskId, format_peer, format_task, short_peer
 from mesh.market.order import TaskRecord
 from mesh.network.network import BLOCKS, Network
 from mesh.notices import Hosted
+from mesh.resources.capacity import Capacity
+from mesh.runtime.course import Kept, Stays
+from mesh.runtime.course import Suspended as Suspension
 from mesh.runtime.execution import Gate, Workshop
 from mesh.sansio import (
     Action,
     AppendEntry,
     Certified,
     Certify,
+    Checkpoint,
+    Checkpointed,
     Collect,
     Collected,
     ContinueRun,
+    DropState,
     ForgetTenancy,
     Gossip,
+    KeepState,
     Notify,
     PauseRun,
     Penalize,
@@ -43,10 +50,14 @@ from mesh.sansio import (
     RunProgressed,
     Send,
     StopRun,
+    Suspend,
+    Suspended,
+    Unmoved,
     WakeAt,
 )
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.journal import Journal, Write
+from mesh.storage.states import state_bytes_max
 from mesh.storage.transfer import Tally, fetch
 
 REQUEST_S = 20.0
@@ -65,6 +76,8 @@ STREAMS_MAX = 8 << 20
 class Hosting:
     """A run of ours that has not ended."""
 
+    before: int = 0
+    """Fuel that its task burnt elsewhere."""
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     gate: Gate = field(factory=Gate)
 
@@ -95,6 +108,8 @@ class Performer:
         """Hears of others' entries that a deal brought, once they are durable."""
         self.hostings: dict[tuple[TaskId, int], Hosting] = {}
         """As many as the kernel sold room for."""
+        self.states_kept: set[str] = set()
+        """Why states of tasks that run elsewhere are kept here: as many as the kernel allows."""
         self._driver = driver
         self._network = network
         self._blocks = blocks
@@ -146,7 +161,8 @@ class Performer:
                 self._gossip(codec.encode_signed_offer(signed))
             case Run(task, fence):
                 assert (task, fence) not in self.hostings, action
-                self.hostings[task, fence] = hosting = Hosting()  # now: a StopRun may come next
+                hosting = Hosting(before=action.work.moves[-1].fuel if action.work.moves else 0)
+                self.hostings[task, fence] = hosting  # now: a StopRun may come next
                 self._nursery.start_soon(self._run, action, hosting)
             case PauseRun(task, fence):
                 self._pause(task, fence)
@@ -155,8 +171,18 @@ class Performer:
             case StopRun(task, fence):
                 if hosted := self.hostings.get((task, fence)):
                     hosted.scope.cancel()
+            case Checkpoint(task, fence):
+                self._nursery.start_soon(self._checkpoint, task, fence)
+            case Suspend(task, fence):
+                self._nursery.start_soon(self._suspend, task, fence)
             case Collect():
                 self._nursery.start_soon(self._collect, action)
+            case KeepState(task, buyer):
+                self.states_kept.add(kept_state_pin(buyer, task))
+                self._nursery.start_soon(self._keep_state, action)
+            case DropState(task, buyer):
+                self.states_kept.discard(kept_state_pin(buyer, task))
+                self._nursery.start_soon(self._drop_state, kept_state_pin(buyer, task))
             case Certify():
                 self._nursery.start_soon(self._certify, action)
             case Penalize(peer, reason):
@@ -258,15 +284,38 @@ class Performer:
                 result = await self._workshop.execute(
                     run.work, run.buyer, _key(*key), progress, hosting.gate
                 )
-                roots = (result.output, result.stdout, result.stderr)
-                await self._pin(roots, hosted_pin(run.task))
-                await self._driver.post(RunEnded(run.task, run.fence, result))
+                if isinstance(result, Suspension):
+                    await self._pin_state(run.task, result.state, hosted_state_pin(run.task))
+                    fuel, run_ms = result.fuel, result.run_ms
+                    await self._driver.post(Suspended(*key, result.state, fuel, run_ms))
+                else:
+                    roots = (result.output, result.stdout, result.stderr)
+                    await self._pin(roots, hosted_pin(run.task))
+                    await self._driver.post(RunEnded(*key, result))
             except Corruption:
                 raise  # our own store lies: better no node than a wrong one
             except MeshError as error:
                 await self._driver.post(RunLost(run.task, run.fence, str(error)[:512]))
             finally:
                 del self.hostings[key]
+
+    async def _checkpoint(self, task: TaskId, fence: int) -> None:
+        hosting = self.hostings.get((task, fence))
+        if hosting is None:
+            return  # it ended, and that was told
+        kept = await self._workshop.supervisor.checkpoint(_key(task, fence))
+        match kept:
+            case Kept(state=state, fuel=fuel):
+                await self._pin_state(task, state, hosted_state_pin(task))
+                await self._driver.post(Checkpointed(task, fence, state, fuel - hosting.before))
+            case Stays(reason=reason, is_for_good=is_for_good):
+                await self._driver.post(Unmoved(task, fence, reason[:512], is_for_good))
+
+    async def _suspend(self, task: TaskId, fence: int) -> None:
+        stays = await self._workshop.supervisor.suspend(_key(task, fence))
+        if stays is not None and (task, fence) in self.hostings:
+            reason, is_for_good = stays.reason[:512], stays.is_for_good
+            await self._driver.post(Unmoved(task, fence, reason, is_for_good))
 
     async def _certify(self, asked: Certify) -> None:
         assert self.certify is not None, "there are no witnesses to ask"
@@ -281,25 +330,54 @@ class Performer:
     async def _collect(self, collect: Collect) -> None:
         reason = ""
         try:
-            bytes_max = self._left_at_most(collect.task)
+            bytes_max = self._left_at_most(collect)
+            roots = collect.roots[:1] if collect.is_state else collect.roots
             with _in_time(collect.executor, bytes_max):
-                for root in collect.roots:
+                for root in roots:
                     await self.fetch(collect.executor, root, bytes_max)
-            await self._pin(collect.roots, task_pin(collect.task))
+            if collect.is_state:
+                await self._pin_state(collect.task, collect.roots[0], state_pin(collect.task))
+            else:
+                await self._pin(collect.roots, task_pin(collect.task))
         except Corruption:
             raise
         except MeshError as error:
             reason = str(error)[:512]
             self.tally["collects_failed"] += 1
-        await self._driver.post(Collected(collect.task, collect.fence, reason))
+        root = collect.roots[0]
+        await self._driver.post(Collected(collect.task, collect.fence, root, reason))
 
-    def _left_at_most(self, task: TaskId) -> int:
+    async def _keep_state(self, asked: KeepState) -> None:
+        reason = kept_state_pin(asked.buyer, asked.task)
+        try:
+            with _in_time(asked.buyer, asked.bytes_max):
+                await self.fetch(asked.buyer, asked.state, asked.bytes_max)
+            if reason in self.states_kept:
+                await trio.to_thread.run_sync(pin_alone, self._blocks, asked.state, reason)
+        except Corruption:
+            raise
+        except MeshError:
+            self.tally["states_not_kept"] += 1
+
+    async def _drop_state(self, reason: str) -> None:
+        await trio.to_thread.run_sync(unpin_all, self._blocks, reason)
+
+    def _left_at_most(self, collect: Collect) -> int:
         """Bytes of blocks that one of a task's results can have: what it asked for, as UnixFS."""
-        record = self._records.get(task)
-        return STREAMS_MAX + (record.order.work.needs.disk * 9 // 8 if record else 0)
+        record = self._records.get(collect.task)
+        needs = record.order.work.needs if record else Capacity()
+        if collect.is_state:
+            return state_bytes_max(needs.memory, needs.disk)
+        return STREAMS_MAX + needs.disk * 9 // 8
 
     async def _pin(self, roots: Sequence[Cid], reason: str) -> None:
         await trio.to_thread.run_sync(self._blocks.pin_all, roots, reason)
+
+    async def _pin_state(self, task: TaskId, root: Cid, reason: str) -> None:
+        """Keep a state in the place of the one before, unless the task runs on from that."""
+        record = self._records.get(task)
+        kept = record.path[-1].state if record and record.path else None
+        await trio.to_thread.run_sync(pin_alone, self._blocks, root, reason, kept)
 
     async def _provide(self, key: str) -> None:
         try:
@@ -331,6 +409,38 @@ def task_pin(task: TaskId) -> str:
 def hosted_pin(task: TaskId) -> str:
     """Why an executor keeps them."""
     return f"hosted {format_task(task)}"
+
+
+def state_pin(task: TaskId) -> str:
+    """Why a buyer keeps the state of a task that runs."""
+    return f"state of task {format_task(task)}"
+
+
+def hosted_state_pin(task: TaskId) -> str:
+    """Why an executor keeps it."""
+    return f"state of hosted {format_task(task)}"
+
+
+def kept_state_pin(buyer: PeerId, task: TaskId) -> str:
+    """Why a node keeps it that would go on from it."""
+    return f"state kept for {format_peer(buyer)} {format_task(task)}"
+
+
+def unpin_all(blocks: DiskBlocks, reason: str) -> None:
+    """Keep nothing for *reason* any longer."""
+    for pin in blocks.pins():
+        if pin.reason == reason:
+            blocks.unpin(pin.root, reason)
+
+
+def pin_alone(blocks: DiskBlocks, root: Cid, reason: str, kept: Cid | None = None) -> None:
+    """Pin *root* for *reason*, and of what was pinned for it before nothing but *kept*."""
+    before = [pin for pin in blocks.pins() if pin.reason == reason]
+    if all(pin.root != root for pin in before):
+        blocks.pin(root, reason)
+    for pin in before:
+        if pin.root not in (root, kept):
+            blocks.unpin(pin.root, reason)
 
 
 def _key(task: TaskId, fence: int) -> str:

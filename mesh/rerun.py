@@ -1,4 +1,5 @@
-"""The re-run: a bill's job is run once more, from nothing but the receipt's own terms.
+"""The re-run: a bill's job is run once more, from nothing but the receipt's own terms; and an
+instrumented module is made once more, from what it says it was made of.
 
 The job, the module and the inputs are named by CID: they are here, or come from the parties of the
 deal. Whose receipt it is does not matter.
@@ -14,16 +15,19 @@ from attrs import evolve, field, frozen
 from ledger.evidence import Rerun
 from ledger.model import Entry, Terms, burnt_before
 from mesh.errors import Corruption, MeshError, PeerError, Unavailable
-from mesh.ids import RAW, Cid, PeerId, check_cid, cid_codec, short_peer
+from mesh.ids import Cid, PeerId, check_cid, format_cid, short_peer
 from mesh.market.agreement import WALL_LIMIT
 from mesh.market.terms import CANCELLED_EXIT, MOVED_EXIT
 from mesh.messages import Result, Work
+from mesh.publishing import Publishing
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
 from mesh.runtime.execution import MODULE_MAX, Workshop
+from mesh.runtime.instrument import WAIT_SECONDS_MAX
 from mesh.runtime.manifest import METER, Job, exit_status
+from mesh.runtime.origin import Origin
 from mesh.storage.blocks import Blocks, not_here
-from mesh.storage.unixfs import walk
+from mesh.storage.unixfs import is_whole
 
 FETCH_S = 60.0
 RATE_MIN = 64 << 10
@@ -43,6 +47,16 @@ class Skipped:
 
 
 @frozen
+class Remade:
+    """An instrumented module was made once more."""
+
+    is_same: bool
+    """Whether it came out as the very bytes that were run. Where it did not, no bill is wrong: that
+    is for the module that was run, whatever its maker says of it."""
+    detail: str
+
+
+@frozen
 class Rerunner:
     """Runs bills again, one at a time: a worker beside those of the tasks sold is theirs."""
 
@@ -51,6 +65,7 @@ class Rerunner:
     workshop: Workshop
     fetch: Fetch
     """One try. Raises MeshError."""
+    publishing: Publishing
     _turn: trio.Lock = field(factory=trio.Lock, init=False)
 
     async def run(self, bill: Entry, fuel_limit: int | None = None) -> Rerun | Skipped:
@@ -69,6 +84,7 @@ class Rerunner:
                 work = _work(deal, job, fuel_limit)
                 key = f"audit-{bill.id.hex()[:32]}"
                 again = await self.workshop.execute(work, None, key, lambda _: None)
+                assert isinstance(again, Result), "nobody suspends it"
         except Corruption:
             raise
         except MeshError as error:
@@ -76,6 +92,60 @@ class Rerunner:
         if again.status == WALL_LIMIT:
             return Skipped("could not be run again: this machine is too slow for its time limit")
         return _rerun(bill, again, work.fuel)
+
+    async def remake(self, bill: Entry) -> Remade | Skipped | None:
+        """Whether the module of *bill* is what it says it is; None where it cannot be moved, so
+        that nobody made it of another, or where it is not here."""
+        deal = bill.content.deal
+        try:
+            module = check_cid(deal.module)
+            view = await self.publishing.describe(module)
+        except Corruption:
+            raise
+        except (MeshError, ValueError):
+            return None
+        if not view.is_movable:
+            return None
+        if view.origin is None:
+            return Skipped(f"its module can be moved, and {view.reason}")
+        try:
+            return await self._remake(deal, module, view.origin)
+        except Corruption:
+            raise
+        except MeshError as error:
+            return Skipped(f"its module could not be made again: {error}")
+
+    async def _remake(self, deal: Terms, module: Cid, origin: Origin) -> Remade | Skipped:
+        here = await self.publishing.instrumenter()
+        if origin.instrumenter != here:
+            return Skipped(f"its module was made by {origin.instrumenter}, and here is {here}")
+        await self._bring_source(deal, origin.source)
+        made = await self.publishing.make(
+            origin.source, origin.policy, WAIT_SECONDS_MAX, again=True
+        )
+        claim = f"{format_cid(origin.source)} by {here} ({origin.policy.value})"
+        read = self.publishing.read
+        if made == module or await trio.to_thread.run_sync(lambda: read(made) == read(module)):
+            return Remade(True, f"the module is {claim}, made again")
+        return Remade(
+            False,
+            f"the module is not what it says, {claim}: that is {format_cid(made)}. The bill stands:"
+            " it is for the module that was run; what that computes, its source does not say",
+        )
+
+    async def _bring_source(self, deal: Terms, source: Cid) -> None:
+        if await trio.to_thread.run_sync(is_whole, self.blocks, source):
+            return
+        why: MeshError = not_here(source)
+        for party in (deal.buyer, deal.seller):
+            if party != self.me:
+                try:
+                    return await self._fetch(PeerId(party), source, MODULE_MAX)
+                except Corruption:
+                    raise
+                except MeshError as error:
+                    why = error
+        raise why
 
     async def _bring(self, deal: Terms) -> Job | None:
         """Get all that the run is made of; its manifest, None where that is no job.
@@ -101,9 +171,8 @@ class Rerunner:
     def _whole(self, deal: Terms) -> Job | None:
         """The manifest, if all is here. Raises NotFound."""
         for root in _roots(deal):
-            for cid in walk(root, self.blocks.get):
-                if cid_codec(cid) == RAW and not self.blocks.has(cid):
-                    raise not_here(cid)
+            if not is_whole(self.blocks, root):
+                raise not_here(root)
         return _job(self.blocks.get(Cid(deal.job)))
 
     async def _bring_from(self, party: PeerId, deal: Terms) -> Job | None:

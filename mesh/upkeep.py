@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import trio
@@ -18,7 +18,7 @@ from ledger.store import Store
 from mesh.errors import MeshError, NotFound, Stopped, Unavailable
 from mesh.kernel import Kernel
 from mesh.network.network import Network
-from mesh.performer import hosted_pin, task_pin
+from mesh.performer import hosted_pin, hosted_state_pin, state_pin, task_pin
 from mesh.storage.disk import DiskBlocks
 
 _log = logging.getLogger("mesh.upkeep")
@@ -78,7 +78,7 @@ async def advertise(network: Network, kernel: Kernel) -> None:
         await trio.sleep(ADVERTISE_EVERY_S)
 
 
-async def sweep(blocks: DiskBlocks, kernel: Kernel) -> None:
+async def sweep(blocks: DiskBlocks, kernel: Kernel, states_kept: Set[str]) -> None:
     """Drop what nobody needs any more: unpin it now, remove it when it has lain for a while.
 
     A pin goes when two looks in a row found no need for it: a task is pinned before it is admitted.
@@ -86,7 +86,9 @@ async def sweep(blocks: DiskBlocks, kernel: Kernel) -> None:
     unneeded: set[str] = set()
     while True:
         needed = {task_pin(task) for task in kernel.records}
+        needed |= {state_pin(t) for t, r in kernel.records.items() if not r.state.is_final}
         needed |= {hosted_pin(task) for task in kernel.answers_for()}
+        needed |= {hosted_state_pin(task) for task in kernel.answers_for()} | states_kept
         try:
             unneeded = await trio.to_thread.run_sync(unpin, blocks, needed, unneeded)
             await trio.to_thread.run_sync(blocks.sweep, SWEEP_GRACE_S, trio.current_time())

@@ -1,10 +1,12 @@
-"""Build the WebAssembly programs that are committed here, from their C, the same bytes every time.
+"""Build the WebAssembly programs that are committed here, from their sources, the same bytes again.
 
     python tools/guests.py            build all of them and write their checksums
     python tools/guests.py --check    build them elsewhere and compare with what is committed
 
-The compiler is zig, from PyPI: in a throw-away environment, or that of the Python interpreter which
-the variable MESH_ZIG names.
+C is compiled by zig, from PyPI: in a throw-away environment, or that of the Python interpreter
+which MESH_ZIG names. Rust is compiled where MESH_RUSTC names a rustc, and modules are made movable
+where MESH_BINARYEN names a Binaryen; elsewhere what is committed of these stays. Which
+versions, and where to have them: mesh/examples/README.md.
 """
 
 from __future__ import annotations
@@ -22,9 +24,14 @@ ROOT = Path(__file__).resolve().parent.parent
 ZIG = "ziglang==0.17.1"
 FOLDERS = ("mesh/examples", "tests/guests")
 CHECKSUMS = ROOT / "tests/guests/SHA256SUMS"
-MOVABLE_SOURCE = ROOT / "tests/guests/hostile.wasm"
-MOVABLE = ROOT / "tests/guests/hostile.movable.wasm"
-"""One guest that can be suspended, made of another, so that it is tested without Binaryen too."""
+MOVABLE = (
+    "tests/guests/heap.wasm",
+    "tests/guests/hostile.wasm",
+    "tests/guests/traveller.wasm",
+    "mesh/examples/mandelbrot.wasm",
+    "mesh/examples/collatz.wasm",
+)
+"""Of these there is one that can be moved too, so that moving is tested without Binaryen."""
 STACK = 256 << 10
 FLAGS = (
     "--target=wasm32-wasi",
@@ -39,9 +46,19 @@ FLAGS = (
 )
 
 
-def sources() -> list[Path]:
-    """The C files, in a fixed order."""
-    return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.c"))]
+RUST_FLAGS = (
+    "--target=wasm32-wasi",
+    "--edition=2021",
+    "-Copt-level=3",
+    "-Clto",
+    "-Cpanic=abort",
+    "-Cstrip=symbols",
+)
+
+
+def sources(suffix: str) -> list[Path]:
+    """The files in that language, in a fixed order."""
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob(f"*{suffix}"))]
 
 
 def compiler(folder: Path) -> Path:
@@ -63,25 +80,47 @@ def build(python: Path, source: Path, target: Path) -> None:
     target.chmod(0o644)
 
 
-def checksum_line(source: Path, wasm: Path) -> str:
-    """In the form of sha256sum, with the path of the committed file."""
-    name = source.with_suffix(".wasm").relative_to(ROOT)
-    return f"{sha256(wasm.read_bytes()).hexdigest()}  {name}\n"
+def build_rust(rustc: str, source: Path, target: Path) -> None:
+    """Likewise."""
+    relative = source.relative_to(ROOT)
+    subprocess.run([rustc, *RUST_FLAGS, "-o", str(target), str(relative)], check=True, cwd=ROOT)
+    target.chmod(0o644)
 
 
 def make_movable(source: Path, target: Path) -> None:
-    """Instrument for suspension; needs Binaryen, which MESH_BINARYEN names (version 116)."""
+    """Instrument for suspension, by the Binaryen that MESH_BINARYEN names."""
     command = [sys.executable, "-m", "mesh.runtime.instrument", str(source), str(target)]
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def movable_line(made: Path) -> str:
-    """The line of MOVABLE; what is committed stays where there is no Binaryen to make it anew."""
-    if os.environ.get("MESH_BINARYEN"):
-        make_movable(MOVABLE_SOURCE, made)
-    else:
-        made.write_bytes(MOVABLE.read_bytes())
-    return f"{sha256(made.read_bytes()).hexdigest()}  {MOVABLE.relative_to(ROOT)}\n"
+def build_all(scratch: Path) -> dict[str, Path]:
+    """Every program by the name it is committed under: as built now, or as it lies here."""
+    programs: dict[str, Path] = {}
+    python = compiler(scratch / "zig")
+    for source in sources(".c"):
+        target = scratch / (source.stem + ".wasm")
+        build(python, source, target)
+        programs[str(source.with_suffix(".wasm").relative_to(ROOT))] = target
+    rustc = os.environ.get("MESH_RUSTC")
+    for source in sources(".rs"):
+        target = source.with_suffix(".wasm")
+        if rustc:
+            target = scratch / target.name
+            build_rust(rustc, source, target)
+        programs[str(source.with_suffix(".wasm").relative_to(ROOT))] = target
+    for name in MOVABLE:
+        movable = Path(name).with_suffix(".movable.wasm")
+        target = ROOT / movable
+        if os.environ.get("MESH_BINARYEN"):
+            target = scratch / movable.name
+            make_movable(programs[name], target)
+        programs[str(movable)] = target
+    return programs
+
+
+def checksums(programs: dict[str, Path]) -> list[str]:
+    """In the form of sha256sum."""
+    return [f"{sha256(path.read_bytes()).hexdigest()}  {name}\n" for name, path in programs.items()]
 
 
 def main() -> int:
@@ -89,24 +128,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare, change nothing")
     is_check = parser.parse_args().check
-    lines = []
     with tempfile.TemporaryDirectory() as scratch:
-        python = compiler(Path(scratch) / "zig")
-        for source in sources():
-            wasm = Path(scratch) / (source.stem + ".wasm")
-            build(python, source, wasm)
-            lines.append(checksum_line(source, wasm))
-            if not is_check:
-                source.with_suffix(".wasm").write_bytes(wasm.read_bytes())
-        made = Path(scratch) / "movable.wasm"
-        lines.append(movable_line(made))
+        programs = build_all(Path(scratch))
+        lines = checksums(programs)
         if not is_check:
-            MOVABLE.write_bytes(made.read_bytes())
-    if not is_check:
-        CHECKSUMS.write_text("".join(lines))
-        return 0
-    committed = [checksum_line(s, s.with_suffix(".wasm")) for s in sources()]
-    committed.append(f"{sha256(MOVABLE.read_bytes()).hexdigest()}  {MOVABLE.relative_to(ROOT)}\n")
+            for name, path in programs.items():
+                (ROOT / name).write_bytes(path.read_bytes())
+            CHECKSUMS.write_text("".join(lines))
+            return 0
+    committed = checksums({name: ROOT / name for name in programs})
     if lines == committed and CHECKSUMS.read_text() == "".join(lines):
         print(f"{len(lines)} programs are what their sources say")
         return 0

@@ -442,6 +442,7 @@ def finding(found: Finding) -> ledger_pb2.LedgerAuditResponse:
         evidence=found.evidence,
         done=found.done,
         total=found.total,
+        is_note=found.is_note,
     )
 
 

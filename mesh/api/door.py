@@ -19,6 +19,8 @@ from mesh.market.order import Group, TaskRecord
 from mesh.messages import Offer
 from mesh.notices import Notice
 from mesh.resources.capacity import Capacity
+from mesh.runtime.origin import Origin
+from mesh.runtime.rewrite import Policy
 
 
 @frozen
@@ -167,7 +169,7 @@ class Finding:
     entry: EntryId | None
     task: TaskId | None
     check: str
-    """ "signatures", "chain", "amount", "totals", "rerun" """
+    """ "signatures", "chain", "amount", "totals", "rerun", "module" """
     is_good: bool
     detail: str
     is_skipped: bool = False
@@ -177,6 +179,8 @@ class Finding:
     done: int = 0
     total: int = 0
     """How far the audit is: entries, or runs, of so many."""
+    is_note: bool = False
+    """Worth knowing, but no bill is wrong by it: neither good nor bad."""
 
 
 @frozen
@@ -221,6 +225,18 @@ class LineView:
     limit: int
     """2^63-1 is none."""
     is_frozen: bool
+
+
+@frozen
+class ModuleView:
+    """What is known of a module."""
+
+    module: Cid
+    is_movable: bool
+    origin: Origin | None = None
+    """What it says it was made of."""
+    reason: str = ""
+    """Why it cannot be moved, or why its origin is not known."""
 
 
 class Form(StrEnum):
@@ -335,6 +351,17 @@ class Door(Protocol):
 
     def get_file(self, cid: Cid, path: str) -> AsyncIterator[bytes]:
         """The bytes of the file at *path* ("" for the CID itself). Raises NotFound."""
+        ...
+
+    async def instrument(self, module: Cid, policy: Policy, *, or_as_it_is: bool) -> ModuleView:
+        """*module* made movable; with *or_as_it_is*, where that cannot be, itself and the reason.
+
+        Raises NotFound, Refused.
+        """
+        ...
+
+    async def describe_module(self, module: Cid) -> ModuleView:
+        """Raises NotFound, Refused where it is no module that runs."""
         ...
 
     async def list_files(self, cid: Cid) -> Sequence[tuple[str, int, Cid]]:

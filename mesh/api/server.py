@@ -38,7 +38,7 @@ from mesh.api.listen import (
     split_address,
 )
 from mesh.errors import ConfigError, MeshError
-from mesh.v1 import files_pb2, ledger_pb2, market_pb2, node_pb2, tasks_pb2
+from mesh.v1 import files_pb2, ledger_pb2, market_pb2, modules_pb2, node_pb2, tasks_pb2
 
 HOST_KEY = "network.grpc_host"
 PORT_KEY = "network.grpc_port"
@@ -262,7 +262,7 @@ async def _stop(server: ApiServer, bridge: Bridge, grace_s: float) -> None:
 
 
 def _descriptors() -> list[ServiceDescriptor]:
-    files = (market_pb2, tasks_pb2, node_pb2, files_pb2, ledger_pb2)
+    files = (market_pb2, tasks_pb2, node_pb2, files_pb2, modules_pb2, ledger_pb2)
     return [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
 
 

@@ -15,7 +15,7 @@ from attrs import asdict, evolve, frozen
 from google.protobuf.message import Message
 
 from mesh import ids
-from mesh.api import convert
+from mesh.api import convert, modules
 from mesh.api.bridge import Send
 from mesh.api.copies import copies
 from mesh.api.door import Door, Intake, Numbered
@@ -454,6 +454,10 @@ SERVICES: Mapping[str, Mapping[str, Method]] = {
         "Put": Upload(put_file),
         "Get": Stream(get_file, window=4),
         "Stat": Unary(stat_files),
+    },
+    "mesh.v1.Modules": {
+        "Instrument": Unary(modules.instrument),
+        "Describe": Unary(modules.describe),
     },
     "mesh.v1.Ledger": {
         "Receipts": Unary(list_receipts),

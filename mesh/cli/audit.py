@@ -77,7 +77,8 @@ def audit(
     timeout: int | None,
     node: str | None,
 ) -> Exit:
-    """Check signatures, chain, amounts and totals; with --rerun run the bills again.
+    """Check signatures, chain, amounts and totals; with --rerun run the bills again, and make
+    movable modules again from what they say they were made of.
 
     Exit code 6 when anything does not hold. With --export the ledger is written down too, a
     bundle with what the re-runs gave: anybody checks it by `mesh audit --verify FILE` or
@@ -176,6 +177,7 @@ class Report:
     _checks: int = 0
     _bad: int = 0
     _skipped: int = 0
+    _notes: int = 0
     _first_bad: Facts | None = None
 
     def add(self, found: ledger_pb2.LedgerAuditResponse) -> None:
@@ -185,7 +187,8 @@ class Report:
         facts = facts_of(found)
         self._checks += 1
         self._skipped += found.is_skipped
-        if not found.is_good and not found.is_skipped:
+        self._notes += found.is_note
+        if not (found.is_good or found.is_skipped or found.is_note):
             self._bad += 1
             self._first_bad = self._first_bad or facts
         if found.evidence:
@@ -200,7 +203,7 @@ class Report:
             self.story.clear()
             click.echo(finding_line(facts))
         if found.total:
-            what = "bills run again" if found.check == "rerun" else "entries"
+            what = "bills run again" if found.check in ("rerun", "module") else "entries"
             self.story.pass_by(f"{found.done:,} of {found.total:,} {what}")
 
     def end(self, tier: str) -> Exit:
@@ -209,9 +212,10 @@ class Report:
         if self.form == "json":
             verdict = {"is_good": not self._bad, "findings": self._kept}
             print_json({"schema": "mesh.audit/v1", **verdict})
-        good = self._checks - self._bad - self._skipped
+        good = self._checks - self._bad - self._skipped - self._notes
         skipped = f", {self._skipped} not possible" if self._skipped else ""
-        say(f"{self._checks} checks, {good} good, {self._bad} bad{skipped}")
+        notes = f", {self._notes} to note" if self._notes else ""
+        say(f"{self._checks} checks, {good} good, {self._bad} bad{skipped}{notes}")
         if tier:
             say(f"credit {tier}")
         if self._first_bad is None:
@@ -235,5 +239,6 @@ def _is_dull(finding: Facts) -> bool:
 def finding_line(finding: Facts) -> str:
     """One check on one line."""
     about = finding["receipt_id"][:10] or finding["task_id"][:10]
-    verdict = "ok  " if finding["is_good"] else "skip" if finding["is_skipped"] else "FAIL"
+    marks = {"is_good": "ok  ", "is_skipped": "skip", "is_note": "note"}
+    verdict = next((mark for name, mark in marks.items() if finding[name]), "FAIL")
     return f"{verdict} {finding['check']:<10} {about:<10}  {clean(finding['detail'])}".rstrip()

@@ -98,9 +98,8 @@ def _run(devnet: Devnet, client: Client, story: Story, timeout: float) -> order_
     from mesh.client.task import check
 
     with resources.as_file(resources.files("mesh.examples")) as examples:
-        task = client.submit(
-            examples / MODULE, [INPUT], inputs={INPUT: examples / INPUT}, limits=_LIMITS
-        )
+        book = {INPUT: examples / INPUT}
+        task = client.submit(examples / MODULE, [INPUT], inputs=book, limits=_LIMITS, movable="no")
     record = follow(task, story, timeout, devnet.name_of)
     story.clear()
     check(record)

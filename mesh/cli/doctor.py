@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from mesh.cli.options import with_output
 from mesh.cli.render import Listing, show_listing
 from mesh.cli.words import clean
 from mesh.config import Config
-from mesh.errors import ConfigError
+from mesh.errors import ConfigError, Refused
 from mesh.paths import Home
 
 PYTHON_MIN, PYTHON_END = (3, 11), (3, 14)
@@ -88,6 +89,7 @@ def examine() -> Iterator[Check]:
     yield check_key(Path(config.identity.key_file or home.key_file))
     yield check_disk(home.data, config.storage.quota)
     yield check_ipfs(config.ipfs.api_url)
+    yield check_binaryen()
     running = running_node(home)
     yield from check_ports(config, running)
     yield check_node(running)
@@ -217,6 +219,24 @@ def check_ipfs(url: str) -> Check:
     except (OSError, ValueError, KeyError, TypeError):
         return Check("ipfs", Verdict.OK, f"no daemon at {url}: the embedded store is used (fine)")
     return Check("ipfs", Verdict.OK, f"daemon {found} at {url}")
+
+
+def check_binaryen() -> Check:
+    """It makes modules movable; none is needed to run and move those that are."""
+    from mesh.runtime.instrument import VARIABLE, check_tested, find_binaryen, version_of
+
+    is_here = bool(os.environ.get(VARIABLE))
+    try:
+        with tempfile.TemporaryDirectory() as kept:
+            binaryen = find_binaryen(Path(kept))
+            is_here = True
+            version = version_of(binaryen)
+            check_tested(version)
+            return Check("binaryen", Verdict.OK, f"version {version}: modules are made movable")
+    except Refused as refusal:
+        if is_here:
+            return Check("binaryen", Verdict.WARN, refusal.reason, refusal.hint)
+    return Check("binaryen", Verdict.OK, "none: modules stay as they are, movable or not (fine)")
 
 
 def running_node(home: Home) -> dict[str, Any] | None:

@@ -13,12 +13,21 @@ from mesh import units
 from mesh.cli.exits import Exit
 from mesh.cli.options import CORES, COUNT, DURATION, MONEY, SIZE, with_client, with_output
 from mesh.cli.render import Story, say, show_one
-from mesh.cli.words import Naming, clean, short_peer, short_task, show_answer, show_fuel, task_lines
+from mesh.cli.words import (
+    Naming,
+    clean,
+    short_peer,
+    short_task,
+    show_answer,
+    show_fuel,
+    show_movable,
+    task_lines,
+)
 from mesh.client.limits import Limits
 
 if TYPE_CHECKING:
     from mesh.client import Client, Task
-    from mesh.v1 import notice_pb2, order_pb2
+    from mesh.v1 import modules_pb2, notice_pb2, order_pb2
 
 _DEFAULT = Limits()
 
@@ -93,6 +102,13 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     metavar="N",
     help="Run it on N different nodes, for --max-price altogether, and compare.",
 )
+@click.option(
+    "--movable",
+    type=click.Choice(("auto", "yes", "no")),
+    default="auto",
+    show_default=True,
+    help="Make the module able to go on elsewhere: where possible, or it is an error, or not.",
+)
 @click.option("--key", default="", help="Idempotency key: the same key, the same task.")
 @click.option("--detach", is_flag=True, help="Do not wait; print the id.")
 @click.option("--timeout", type=DURATION, help="Wait no longer; the task goes on.")
@@ -119,6 +135,7 @@ def submit(
     priority: int,
     features: tuple[str, ...],
     redundancy: int,
+    movable: str,
     key: str,
     detach: bool,
     timeout: int | None,
@@ -139,11 +156,20 @@ def submit(
         name=name or shlex.join([Path(module).stem, *args])[:64],
         key=key.encode(),
         redundancy=redundancy,
+        movable=movable,
+        on_module=tell_module,
     )
     if detach:
         show_task(task.record, form)
         return
     finish(task, Story(), form, None if timeout is None else timeout / 1000, outs)
+
+
+def tell_module(module: modules_pb2.Module) -> None:
+    """Whether what is submitted can be moved, or why not."""
+    from mesh.client.facts import facts_of
+
+    say(f"the module {show_movable(facts_of(module))}")
 
 
 def finish(

@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING
 import click
 
 from mesh import units
+from mesh.cli.modules import describe, show_module
 from mesh.cli.options import DURATION, with_client, with_output
-from mesh.cli.render import Column, Facts, Listing, Story, say, show_listing
-from mesh.cli.submit import finish, show_task
-from mesh.cli.words import clean, short_peer, short_task, show_copies, show_cost, totals
+from mesh.cli.render import Column, Facts, Listing, Story, say, show_listing, show_one
+from mesh.cli.submit import finish
+from mesh.cli.words import (
+    clean,
+    short_peer,
+    short_task,
+    show_copies,
+    show_cost,
+    task_lines,
+    totals,
+)
 
 if TYPE_CHECKING:
     from mesh.client import Client, Task
@@ -67,7 +76,12 @@ def ps(*, client: Client, form: str) -> None:
 @with_client
 def inspect(*, client: Client, form: str, task: str) -> None:
     """All that is known of TASK: an id, a prefix of one (four digits), or @last."""
-    show_task(client.task(task).record, form)
+    from mesh.client.facts import facts_of
+
+    facts = facts_of(client.task(task).record)
+    facts["module"] = describe(client, facts["work"]["module"])
+    lines = [*task_lines(facts), ("module", show_module(facts["module"]))]
+    show_one("task", "task_id", facts, lines, form)
 
 
 @click.command()

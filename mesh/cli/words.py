@@ -82,6 +82,16 @@ def bid_lines(answers: Sequence[Facts]) -> Lines:
     return [("bid" if answer["is_bid"] else "refusal", show_answer(answer)) for answer in answers]
 
 
+def show_movable(module: Facts) -> str:
+    """Whether a module can be moved, and what it says it was made of."""
+    if not module["is_movable"]:
+        return f"cannot be moved: {clean(module['reason'])}"
+    if not module["source"]:
+        return f"can be moved; {clean(module['reason'])}"
+    how = f"{clean(module['instrumenter'])} ({clean(module['policy'])})"
+    return f"can be moved: made of {short_cid(module['source'])} by {how}"
+
+
 def show_answer(answer: Facts, name: Naming = short_peer) -> str:
     """One candidate's answer on one line."""
     who = name(answer["peer"])
@@ -106,12 +116,16 @@ def task_lines(task: Facts) -> Lines:
     if task["executor"]:
         lines.append(("executor", task["executor"]))
     if task["moves"]:
-        lines.append(("moves", f"{task['moves']} executors were lost before"))
+        lines.append(("moves", f"{task['moves']} executors before this one"))
+    lines += [
+        ("moved", f"from {short_peer(step['source'])} at {show_fuel(step['fuel'])}")
+        for step in task["path"]
+    ]
     result = task["result"]
     if result:
         lines += [
             ("ended", clean(f"{result['status']}, exit code {result['exit_code']}")),
-            ("fuel", f"{show_fuel(result['fuel'])} in {units.show_duration(result['run_ms'])}"),
+            ("fuel", _burnt(task)),
             ("output", result["output"]),
         ]
         if result["detail"] != task["reason"]:
@@ -123,6 +137,13 @@ def task_lines(task: Facts) -> Lines:
         lines.append(("cost", f"{units.show_money(task['amount'])} of at most {ceiling}"))
         lines.append(("receipt", task["settle"]))
     return lines
+
+
+def _burnt(task: Facts) -> str:
+    """By all executors together; the time is that of the last."""
+    result = task["result"]
+    told = f"{show_fuel(result['fuel'])} in {units.show_duration(result['run_ms'])}"
+    return f"{show_fuel(task['fuel'])}, the last {told}" if task["path"] else told
 
 
 def show_copies(task: Facts) -> str:

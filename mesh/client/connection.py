@@ -13,12 +13,13 @@ from typing import Self, TypeVar
 import grpc
 
 from mesh import ids
-from mesh.client import references
+from mesh.client import modules, references
 from mesh.client.address import find_target
 from mesh.client.errors import BadRequest, NotFound
 from mesh.client.faults import told_plainly
 from mesh.client.files import below, in_chunks, in_messages, open_file, write_whole
 from mesh.client.limits import Limits
+from mesh.client.modules import AUTO, NO, OUTER
 from mesh.client.streams import Call, Stream
 from mesh.client.task import Task
 from mesh.paths import Home, find_home
@@ -29,6 +30,8 @@ from mesh.v1 import (
     ledger_pb2_grpc,
     market_pb2,
     market_pb2_grpc,
+    modules_pb2,
+    modules_pb2_grpc,
     node_pb2,
     node_pb2_grpc,
     order_pb2,
@@ -71,6 +74,7 @@ class Client:
         self._tasks = tasks_pb2_grpc.TasksStub(self._channel)
         self._node = node_pb2_grpc.NodeStub(self._channel)
         self._files = files_pb2_grpc.FilesStub(self._channel)
+        self._modules = modules_pb2_grpc.ModulesStub(self._channel)
         self._ledger = ledger_pb2_grpc.LedgerStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -108,9 +112,14 @@ class Client:
         limits: Limits | None = None,
         name: str = "",
         key: bytes = b"",
+        movable: str = AUTO,
+        on_module: Callable[[modules_pb2.Module], object] | None = None,
         redundancy: int = 1,
     ) -> Task:
         """Bid for compute: upload *module* and *inputs*, admit the task.
+
+        *movable*, `auto`, `yes` or `no`: whether it is to be able to go on elsewhere; *on_module*
+        hears what came of that, before anything is submitted.
 
         With *redundancy* above 1 as many different nodes run it, for max_price altogether; who
         differs from the others is run again by the node, and named.
@@ -119,10 +128,13 @@ class Client:
         gives the same task, so a repeated call never pays twice; by default each call has its own.
         """
         limits = limits or Limits()
+        prepared = self.make_movable(self.content(module), movable)
+        if on_module is not None and movable != NO:
+            on_module(prepared)
         request = market_pb2.MarketBidRequest(
             idempotency_key=key or secrets.token_bytes(16),
             name=name or Path(module).stem,
-            module=self.content(module),
+            module=prepared.module,
             args=args,
             env=env or {},
             inputs={name: self.content(source) for name, source in (inputs or {}).items()},
@@ -197,6 +209,27 @@ class Client:
         with told_plainly(self.target):
             request = tasks_pb2.TasksMigrateRequest(task_id=task, to=to)
             self._tasks.Migrate(request, timeout=ANSWER_S)
+
+    # --- modules -------------------------------------------------------------------------------
+
+    def make_movable(
+        self, module: str, movable: str = AUTO, policy: str = OUTER
+    ) -> modules_pb2.Module:
+        """The module with this CID as it is to be submitted: made movable by the node, or as it is.
+
+        By `auto` it stays as it is where that is not possible; the answer says why.
+        """
+        request = modules.request(module, movable, policy)
+        if request is None:
+            return modules_pb2.Module(module=module, reason=modules.NOT_ASKED)
+        with told_plainly(self.target):
+            return self._modules.Instrument(request, timeout=UPLOAD_S).module
+
+    def module(self, module: str) -> modules_pb2.Module:
+        """What is known of the module with this CID: whether it can be moved, and its origin."""
+        request = modules_pb2.ModulesDescribeRequest(module=references.check_cid(module))
+        with told_plainly(self.target):
+            return self._modules.Describe(request, timeout=ANSWER_S).module
 
     # --- the node ------------------------------------------------------------------------------
 

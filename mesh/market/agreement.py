@@ -14,10 +14,11 @@ from attrs import frozen
 
 from mesh.ids import Cid, TaskId
 from mesh.market.order import Group, State, TaskRecord
-from mesh.market.terms import CANCELLED
 
 WALL_LIMIT = "wall-limit"
-"""How a run ends that is a matter of the machine: it can be compared with nothing."""
+"""How a run ends that is a matter of the machine."""
+_ACCIDENTS = (WALL_LIMIT, "cancelled")
+"""Endings that are to be compared with nothing."""
 
 
 class Verdict(StrEnum):
@@ -66,7 +67,7 @@ def outcome_of(record: TaskRecord) -> Outcome | None:
     result = record.result
     if record.state not in (State.DONE, State.FAILED) or result is None:
         return None
-    if result.status in (CANCELLED, WALL_LIMIT):
+    if result.status in _ACCIDENTS:
         return None
     files = (result.output, result.stdout, result.stderr)
     return Outcome(result.status, result.exit_code, *files, fuel=record.fuel)

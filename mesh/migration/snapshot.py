@@ -1,19 +1,21 @@
-"""A suspended task as bytes that travel: format 1, compressed, hashed, decoded as hostile. Pure.
+"""A suspended task as bytes that travel: format 2, compressed, decoded as hostile. Pure.
 
-    u32 length │ header (msgpack) │ u32 length, zstd frame │ … │ SHA-256 of all before
+    u32 length │ header (msgpack) │ frame │ …            frame: u32 length, zstd
 
-The frames hold, one after the other and cut every MEBIBYTE: the stack, stdout, stderr, and the
-pages that differ from a fresh instance, in the order of the header's bitmap. The header fixes the
-length of each frame, so none can unpack to more. Arguments, environment, seed and limits are the
-job's, which the header names by CID: nobody can say of them what is not so.
+The first frames hold the stack, stdout and stderr, cut every REGION. Each further one holds the
+pages of one region of the memory that differ from a fresh instance, in the order of the header's
+bitmap: a region that stays as it is gives the same frame, which is the same block (see
+storage/states.py). The header fixes the length of each frame, so none can unpack to more.
+Arguments, environment, seed and limits are the job's, which the header names by CID: nobody can
+say of them what is not so.
 
-A snapshot that passes is well formed and no more: whether it is *true*, only a re-run tells.
+There is no hash in it: it travels as blocks, and its CID is one. A snapshot that passes is well
+formed and no more: whether it is *true*, only a re-run tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from hashlib import sha256
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 import msgpack
@@ -27,9 +29,12 @@ from mesh.runtime.preview1 import APPEND, Filetype, Rights
 
 PIECE = 4096
 """Bytes of a page of a snapshot."""
-MEBIBYTE = 1 << 20
+REGION = 64 * PIECE
+"""Bytes of memory that one frame stands for. With a few bytes more it fits into a block."""
 HEADER_MAX = 8 << 20
 STACK_MAX = 4 << 20
+HEAD_MAX = 4 + HEADER_MAX + (STACK_MAX + 2 * STDOUT_MAX) * 65 // 64
+"""Bytes of all but the memory."""
 VARIABLES_MAX = 10_000
 DESCRIPTORS_MAX = 256
 PARTS_MAX = 1024
@@ -37,12 +42,10 @@ NAME_MAX = 255
 PLACE_MAX = 4096
 LISTED_MAX = 10_000
 """Entries of a folder that is being read; one with more cannot be moved while it is."""
-MOVES_MAX = 1_000_000
 TIME_MAX = 1 << 62
 OFFSET_MAX = (1 << 63) - 1
 COMPRESSION = 1
-_VERSION, _KIND, _WASM_PAGE = 1, "snapshot", 1 << 16
-_HASH = 32
+_VERSION, _KIND, _WASM_PAGE = 2, "snapshot", 1 << 16
 _BITS = {0: 32, 1: 64, 2: 32, 3: 64}
 """Of a variable: i32, i64, f32, f64."""
 TREES = ("/in", "/out", "/tmp")  # noqa: S108 - the guest's, not this machine's
@@ -105,18 +108,13 @@ class Calls:
 
 @frozen
 class Snapshot:
-    """A suspended task."""
+    """A suspended task, the bytes of its pages apart."""
 
     module: Cid
     """The instrumented one that runs."""
     job: Cid
     meter: str
-    out: Cid
-    """What is in /out, as a directory."""
-    tmp: Cid
     fuel: int
-    moves: int
-    """How often it was suspended before."""
     size: int
     """Bytes of memory."""
     variables: tuple[tuple[int, int], ...]
@@ -125,106 +123,110 @@ class Snapshot:
     stack: bytes
     stdout: bytes
     stderr: bytes
-    pieces: dict[int, bytes]
+    regions: Mapping[int, int]
+    """Which pages of a region differ from a fresh instance's: a bit for each. By its number."""
 
 
-def encode(snapshot: Snapshot) -> Iterator[bytes]:
-    """The bytes, piece by piece as they are made: nothing is held twice."""
-    digest = sha256()
+Pages: TypeAlias = tuple[int, int, bytes]
+"""Number of a region, which of its pages (never none), and these one after the other."""
+
+
+def encode_head(snapshot: Snapshot) -> bytes:
+    """The bytes before those of the first region."""
     header = _header_of(snapshot)
     assert len(header) <= HEADER_MAX
-    framed = len(header).to_bytes(4, "big") + header
-    digest.update(framed)
-    yield framed
-    compressor = zstandard.ZstdCompressor(level=COMPRESSION)
-    for raw in _cut(snapshot):
-        frame = compressor.compress(raw)
-        framed = len(frame).to_bytes(4, "big") + frame
-        digest.update(framed)
-        yield framed
-    yield digest.digest()
+    said = snapshot.stack + snapshot.stdout + snapshot.stderr
+    cuts = range(0, len(said), REGION)
+    frames = [encode_frame(said[at : at + REGION]) for at in cuts]
+    return b"".join((len(header).to_bytes(4, "big"), header, *frames))
 
 
-def decode(data: bytes) -> Snapshot:
-    """The inverse. Raises PeerError, and nothing else, for any bytes."""
-    if len(data) < 4 + _HASH or sha256(memoryview(data)[:-_HASH]).digest() != data[-_HASH:]:
-        _reject("is not what its hash says")
+def encode_frame(raw: bytes) -> bytes:
+    """Pages of a region, as they follow the head: the same ones always give the same bytes."""
+    frame = zstandard.ZstdCompressor(level=COMPRESSION).compress(raw)
+    return len(frame).to_bytes(4, "big") + frame
+
+
+def masked(region: bytes, mask: int) -> bytes:
+    """The pages of *region* that *mask* names."""
+    numbers = (n for n in range(mask.bit_length()) if mask >> n & 1)
+    return b"".join(region[n * PIECE : (n + 1) * PIECE] for n in numbers)
+
+
+def decode(data: memoryview) -> tuple[Snapshot, Iterator[Pages]]:
+    """The inverse. Raises PeerError, and nothing else, for any bytes; so does the iterator."""
+    snapshot, at = _decode_head(data)
+    return snapshot, _regions(data, at, snapshot)
+
+
+def decode_head(data: bytes) -> Snapshot:
+    """The inverse of `encode_head`. Raises PeerError, and nothing else, for any bytes."""
+    snapshot, at = _decode_head(memoryview(data))
+    if at != len(data):
+        _reject("is longer than what it holds")
+    return snapshot
+
+
+def _decode_head(data: memoryview) -> tuple[Snapshot, int]:
     length = int.from_bytes(data[:4], "big")
-    if length > min(HEADER_MAX, len(data) - 4 - _HASH):
-        _reject("has a header that is too long")
-    header = data[4 : 4 + length]
-    head, bitmap, lengths = _read_header(header)
-    numbers = [n for n in range(head.size // PIECE) if bitmap[n // 8] >> n % 8 & 1]
-    total = sum(lengths) + len(numbers) * PIECE
-    content = b"".join(_unpack(data, 4 + length, total))
+    if not 0 < length <= min(HEADER_MAX, len(data) - 4):
+        _reject("has no header, or one that is too long")
+    header = bytes(data[4 : 4 + length])
+    head, lengths = _read_header(header)
+    frames, at, total = [], 4 + length, sum(lengths)
+    while total:
+        raw, at = _unpack(data, at, min(total, REGION))
+        frames.append(raw)
+        total -= len(raw)
+    content = b"".join(frames)
     ends = [sum(lengths[: n + 1]) for n in range(3)]
-    start = ends[2]
     whole = evolve(
         head,
         stack=content[: ends[0]],
         stdout=content[ends[0] : ends[1]],
-        stderr=content[ends[1] : ends[2]],
-        pieces={
-            number: content[start + n * PIECE : start + (n + 1) * PIECE]
-            for n, number in enumerate(numbers)
-        },
+        stderr=content[ends[1] :],
     )
     if _header_of(whole) != header:
         _reject("has a header in another form than the canonical one")
-    return whole
+    return whole, at
 
 
-# --- frames -------------------------------------------------------------------------------------
-
-
-def _cut(snapshot: Snapshot) -> Iterator[bytes]:
-    """What the frames hold, a mebibyte each."""
-    waiting = bytearray()
-    pages = (snapshot.pieces[n] for n in sorted(snapshot.pieces))
-    for part in (snapshot.stack, snapshot.stdout, snapshot.stderr, *pages):
-        waiting += part
-        while len(waiting) >= MEBIBYTE:
-            yield bytes(waiting[:MEBIBYTE])
-            del waiting[:MEBIBYTE]
-    if waiting:
-        yield bytes(waiting)
-
-
-def _unpack(data: bytes, at: int, total: int) -> Iterator[bytes]:
-    """*total* bytes from the frames at *at*, which fill the rest of *data* exactly."""
-    end = len(data) - _HASH
-    unpacker = zstandard.ZstdDecompressor(max_window_size=8 << 20)
-    while total:
-        wanted = min(total, MEBIBYTE)
-        length = int.from_bytes(data[at : at + 4], "big")
-        if length > end - at - 4:
-            _reject("is cut short")
-        frame = data[at + 4 : at + 4 + length]
-        try:
-            if zstandard.frame_content_size(frame) != wanted:
-                _reject("has a frame of another length than its header says")
-            raw = unpacker.decompress(frame, max_output_size=wanted, allow_extra_data=False)
-        except zstandard.ZstdError:
-            raise PeerError("a snapshot that does not unpack") from None
-        if len(raw) != wanted:
-            _reject("has a frame of another length than its header says")
-        yield raw
-        at += 4 + length
-        total -= wanted
-    if at != end:
+def _regions(data: memoryview, at: int, snapshot: Snapshot) -> Iterator[Pages]:
+    for number, mask in snapshot.regions.items():
+        raw, at = _unpack(data, at, mask.bit_count() * PIECE)
+        yield number, mask, raw
+    if at != len(data):
         _reject("is longer than what it holds")
+
+
+def _unpack(data: memoryview, at: int, wanted: int) -> tuple[bytes, int]:
+    """The *wanted* bytes of the frame at *at*, and where it ends."""
+    length = int.from_bytes(data[at : at + 4], "big")
+    if not 0 < length <= len(data) - at - 4:
+        _reject("is cut short")
+    frame = data[at + 4 : at + 4 + length]
+    unpacker = zstandard.ZstdDecompressor(max_window_size=8 << 20)
+    try:
+        if zstandard.frame_content_size(frame) != wanted:
+            _reject("has a frame of another length than its header says")
+        raw = unpacker.decompress(frame, max_output_size=wanted, allow_extra_data=False)
+    except zstandard.ZstdError:
+        raise PeerError("a snapshot that does not unpack") from None
+    if len(raw) != wanted:
+        _reject("has a frame of another length than its header says")
+    return raw, at + 4 + length
 
 
 # --- the header ---------------------------------------------------------------------------------
 
 
 def _header_of(s: Snapshot) -> bytes:
-    bitmap = bytearray(-(-s.size // PIECE // 8))
-    for number in s.pieces:
-        bitmap[number // 8] |= 1 << number % 8
+    bitmap = bytearray(-(-s.size // REGION) * 8)
+    for number, mask in s.regions.items():
+        bitmap[number * 8 : number * 8 + 8] = mask.to_bytes(8, "little")
     lengths = (len(s.stack), len(s.stdout), len(s.stderr))
-    names = (_VERSION, _KIND, s.module, s.job, s.meter, s.out, s.tmp)
-    numbers = (s.fuel, s.moves, s.size, s.variables, lengths, bytes(bitmap))
+    names = (_VERSION, _KIND, s.module, s.job, s.meter)
+    numbers = (s.fuel, s.size, s.variables, lengths, bytes(bitmap[: s.size // PIECE // 8]))
     data: bytes = msgpack.packb((*names, *numbers, _calls_of(s.calls)), use_bin_type=True)
     return data
 
@@ -246,16 +248,15 @@ def _opened_of(opened: Opened) -> tuple[object, ...]:
             return (f.number, 2, f.tree, f.parts, f.rights, f.flags, f.offset)
 
 
-def _read_header(header: bytes) -> tuple[Snapshot, bytes, tuple[int, int, int]]:
-    """A snapshot without its content, the bitmap, and the lengths of stack, stdout and stderr."""
+def _read_header(header: bytes) -> tuple[Snapshot, tuple[int, int, int]]:
+    """A snapshot without its content, and the lengths of stack, stdout and stderr."""
     value = _unpack_header(header)
-    if not isinstance(value, tuple) or len(value) != 14 or value[:2] != (_VERSION, _KIND):
+    if not isinstance(value, tuple) or len(value) != 11 or value[:2] != (_VERSION, _KIND):
         _reject("is of another version or shape")
-    module, job, meter, out, tmp, fuel, moves, size, variables, lengths, bitmap, calls = value[2:]
+    module, job, meter, fuel, size, variables, lengths, bitmap, calls = value[2:]
     if meter != METER:
         _reject("was metered by another meter")
     _check_number(fuel, FUEL_MAX, "fuel")
-    _check_number(moves, MOVES_MAX, "moves")
     _check_number(size, MEMORY_MAX, "memory")
     if size % _WASM_PAGE:
         _reject("has a memory that is no number of pages")
@@ -269,19 +270,21 @@ def _read_header(header: bytes) -> tuple[Snapshot, bytes, tuple[int, int, int]]:
         module=_cid(module),
         job=_cid(job),
         meter=meter,
-        out=_cid(out),
-        tmp=_cid(tmp),
         fuel=fuel,
-        moves=moves,
         size=size,
         variables=_read_variables(variables),
         calls=_read_calls(calls),
         stack=b"",
         stdout=b"",
         stderr=b"",
-        pieces={},
+        regions=_read_regions(bitmap),
     )
-    return head, bitmap, (lengths[0], lengths[1], lengths[2])
+    return head, (lengths[0], lengths[1], lengths[2])
+
+
+def _read_regions(bitmap: bytes) -> dict[int, int]:
+    masks = (int.from_bytes(bitmap[at : at + 8], "little") for at in range(0, len(bitmap), 8))
+    return {number: mask for number, mask in enumerate(masks) if mask}
 
 
 def _unpack_header(header: bytes) -> Any:  # noqa: ANN401 - a stranger's, and checked part by part

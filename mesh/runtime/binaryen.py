@@ -47,16 +47,21 @@ def options(source: str, target: str) -> list[str]:
 
 def main(argv: list[str]) -> int:
     memory, seconds, how, program, *rest = argv
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_CPU, int(seconds))
-    if sys.platform == "linux":
-        _limit(resource.RLIMIT_DATA, int(memory))
-    os.nice(19)
+    limit(int(memory), int(seconds))
     if how == "exec":
         os.execvp(program, [program, *rest])  # noqa: S606 - found on this machine by its owner
     source, target = rest
     Path(target).write_bytes(_call_library(program, Path(source).read_bytes()))
     return 0
+
+
+def limit(memory: int, seconds: int) -> None:
+    """What this process, and each that it starts, may take from now on; others go first."""
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_CPU, seconds)
+    if sys.platform == "linux":
+        _limit(resource.RLIMIT_DATA, memory)
+    os.nice(19)
 
 
 def _limit(what: int, most: int) -> None:

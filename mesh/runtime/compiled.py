@@ -16,7 +16,7 @@ from pathlib import Path
 from mesh.ids import Cid, format_cid
 from mesh.runtime.manifest import WASMTIME
 
-CONFIGURATION = 1
+CONFIGURATION = 2
 """Counts the changes of `engine.open_engine` and of the rules of modules: part of every name."""
 FILES_MAX = 256
 BYTES_MAX = 2 << 30

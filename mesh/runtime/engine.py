@@ -40,10 +40,10 @@ def check_meter() -> None:
     assert installed == WASMTIME, f"wasmtime {installed} is not the meter {WASMTIME}"
 
 
-def open_engine(*, can_move: bool = False) -> wasmtime.Engine:
-    """The one configuration (see compiled.CONFIGURATION); a guest that *can_move* has a second
-    memory, and no more than that.
+def open_engine() -> wasmtime.Engine:
+    """The one configuration (see compiled.CONFIGURATION).
 
+    Several memories are for guests that can be moved; module.py lets nobody else have a second.
     Stack sizes must fit each other, or wasmtime ends the process.
     """
     config = wasmtime.Config()
@@ -59,7 +59,7 @@ def open_engine(*, can_move: bool = False) -> wasmtime.Engine:
     config.shared_memory = False
     config.wasm_relaxed_simd = False
     config.wasm_memory64 = False
-    config.wasm_multi_memory = can_move
+    config.wasm_multi_memory = True
     config.wasm_exceptions = False
     config.wasm_function_references = False
     config.wasm_gc = False

@@ -11,18 +11,19 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
-from mesh.errors import NotFound, PeerError, Refused
+from mesh.errors import NotFound, PeerError, Refused, Unavailable
 from mesh.ids import Cid, PeerId
 from mesh.market.terms import EMPTY_DIR, EMPTY_FILE
 from mesh.messages import Result, Work
 from mesh.runtime import manifest
-from mesh.runtime.manifest import Job, check_task
-from mesh.runtime.supervisor import Outcome, Supervisor
+from mesh.runtime.manifest import Job, check_module
+from mesh.runtime.supervisor import Beginning, Held, Outcome, Supervisor, Suspended
 from mesh.storage import files
 from mesh.storage.blocks import Blocks
 from mesh.storage.disk import room_under
+from mesh.storage.states import Saving, lay_out, state_bytes_max
 
 MODULE_MAX = 64 << 20
 """Bytes of a module."""
@@ -72,11 +73,12 @@ class Workshop:
         key: str,
         on_progress: Callable[[int], None],
         gate: Gate | None = None,
-    ) -> Result:
+    ) -> Result | Suspended:
         """Run *work*, fetching what is not here from *source*; start it when *gate* is open.
 
-        Raises MeshError where it is not the task's doing: blocks out of reach, a worker killed, no
-        room for what it left.
+        Where it was moved, it goes on from its last state; the fuel that *on_progress* hears of,
+        and that of the result, is what is burnt here. Raises MeshError where it is not the task's
+        doing: blocks out of reach, a worker killed, no room for what it left, a state that lies.
         """
         await self._bring(source, work.job, manifest.JOB_BYTES_MAX)
         try:
@@ -87,6 +89,9 @@ class Workshop:
         await self._bring(source, job.module, MODULE_MAX)
         for _, root in job.inputs:
             await self._bring(source, root, work.needs.disk)
+        if work.moves:
+            most = state_bytes_max(job.memory, job.disk)
+            await self._bring(source, work.moves[-1].state, most)
         folder = self.scratch / key
         try:
             with room_under(self.scratch):
@@ -96,9 +101,10 @@ class Workshop:
                     raise  # a block went missing here
                 except Refused as error:
                     return _refused(str(error))
+                beginning = await self._begin(work, job, folder)
                 if gate is not None:
                     await gate.passed()
-                return await self._run(job, module, inputs, key, on_progress)
+                return await self._run(job, module, inputs, key, on_progress, beginning)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -107,6 +113,27 @@ class Workshop:
         if source is not None:
             await self.fetch(source, root, bytes_max)
 
+    async def _begin(self, work: Work, job: Job, folder: Path) -> Beginning | None:
+        """What to go on from. Raises MeshError: a state that lies is not the task's doing."""
+        if not work.moves:
+            return None
+        last = work.moves[-1]
+        try:
+            state = await trio.to_thread.run_sync(
+                lambda: lay_out(
+                    self.blocks,
+                    last.state,
+                    folder / "state",
+                    memory=job.memory,
+                    disk=job.disk,
+                )
+            )
+        except NotFound:
+            raise
+        except (PeerError, Refused) as error:
+            raise Unavailable(f"the state to go on from is none: {error}") from error
+        return Beginning(state.snapshot, state.out, state.tmp, last.fuel)
+
     async def _run(
         self,
         job: Job,
@@ -114,10 +141,27 @@ class Workshop:
         inputs: dict[str, Path],
         key: str,
         on_progress: Callable[[int], None],
-    ) -> Result:
-        outcome = await self.supervisor.run(key, job, module, inputs, on_progress=on_progress)
+        beginning: Beginning | None,
+    ) -> Result | Suspended:
+        before = beginning.fuel if beginning else 0
+        saving = Saving(self.blocks)
+
+        async def keep(held: Held) -> Cid:
+            return await trio.to_thread.run_sync(saving.save, held)
+
+        outcome = await self.supervisor.run(
+            key,
+            job,
+            module,
+            inputs,
+            on_progress=lambda fuel: on_progress(fuel - before),
+            beginning=beginning,
+            keep=keep,
+        )
+        if isinstance(outcome, Suspended):
+            return evolve(outcome, fuel=outcome.fuel - before)
         try:
-            return await trio.to_thread.run_sync(self._keep, outcome)
+            return await trio.to_thread.run_sync(self._keep, outcome, before)
         finally:
             with trio.CancelScope(shield=True):
                 await self.supervisor.discard(key)
@@ -127,20 +171,20 @@ class Workshop:
         (folder / "in").mkdir(parents=True)
         module = folder / "module.wasm"
         files.write_path(self.blocks, job.module, module, bytes_max=MODULE_MAX)
-        check_task(module.read_bytes())
+        check_module(module.read_bytes())
         inputs = {name: folder / "in" / name for name, _ in job.inputs}
         left = job.disk
         for name, root in job.inputs:
             left -= files.write_path(self.blocks, root, inputs[name], bytes_max=left)
         return module, inputs
 
-    def _keep(self, outcome: Outcome) -> Result:
+    def _keep(self, outcome: Outcome, before: int) -> Result:
         """What the run left, as blocks."""
         return Result(
             status=outcome.status,
             exit_code=outcome.exit_code,
             detail=outcome.detail[:512],
-            fuel=outcome.fuel,
+            fuel=max(0, outcome.fuel - before),
             run_ms=outcome.run_ms,
             output=files.add_path(self.blocks, outcome.out).cid,
             stdout=files.add_bytes(self.blocks, outcome.stdout).cid,
@@ -150,7 +194,8 @@ class Workshop:
 
 def check_agrees(work: Work, job: Job) -> None:
     """That *job* is what was bid for. Raises PeerError."""
-    asked = (work.module, work.inputs, work.fuel, work.wall_ms)
+    before = work.moves[-1].fuel if work.moves else 0
+    asked = (work.module, work.inputs, work.fuel + before, work.wall_ms)
     if asked != (job.module, tuple(root for _, root in job.inputs), job.fuel, job.wall_ms):
         raise PeerError("module, inputs, fuel or time differ")
     if job.memory > work.needs.memory or job.disk > work.needs.disk:

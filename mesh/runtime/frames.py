@@ -1,29 +1,40 @@
 """What supervisor and worker say to one another: length-prefixed msgpack arrays. Pure.
 
-    supervisor → worker   ["run", job, module, [[name, path], …], scratch, kept]
+    supervisor → worker   ["run", job, module, [[name, path], …], scratch, kept, state, fuel]
+                          ["hold"]                          stand still, and show what you are
+                          ["go"]                            go on, having been held
+                          ["withdraw"]                      never mind, unless you stand already
     worker → supervisor   ["ready"]                         waiting for its job
-                          ["started"]                       compiled; the guest's clock runs
+                          ["started", can_move]             compiled; the guest's clock runs
                           ["progress", fuel, rss]           about four times a second
+                          ["still", head, [region, …]]      it stands, and waits for "go"
+                          ["unmoved", reason]               it goes on; the other answer to "hold"
                           ["done", status, exit_code, detail, fuel, stdout, stderr]
                           ["failed", reason]                this machine's fault, not the task's
+
+To every "hold" there is one answer, unless the run ends before.
 
 A worker runs a stranger's code: what it says is checked like any peer's.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import msgpack
 from attrs import frozen
 
 from mesh.errors import PeerError
-from mesh.runtime.manifest import INPUTS_MAX, JOB_BYTES_MAX, STATUSES, STDOUT_MAX
+from mesh.migration.snapshot import HEAD_MAX, REGION
+from mesh.runtime.manifest import INPUTS_MAX, JOB_BYTES_MAX, MEMORY_MAX, STATUSES, STDOUT_MAX
 
 HEADER = 4
 FRESH = "compiled"
 """The file in `scratch` that a worker leaves before it says that it started."""
-FRAME_MAX = 2 * STDOUT_MAX + JOB_BYTES_MAX + (INPUTS_MAX + 3) * 8192
+IMAGE = "image"
+"""The file in `scratch` in which a worker keeps the memory of a guest that it was told to hold."""
+REGIONS_MAX = MEMORY_MAX // REGION
+FRAME_MAX = HEAD_MAX + JOB_BYTES_MAX + (INPUTS_MAX + 4) * 8192 + 5 * REGIONS_MAX
 DETAIL_MAX = 400
 """Characters of a reason."""
 
@@ -39,6 +50,28 @@ class RunJob:
     """A folder that holds the empty folders out and tmp."""
     kept: str
     """Where the compiled module is, if it was kept; to compile anew leaves it in `scratch`."""
+    state: str
+    """A snapshot to go on from, a stranger's; or nothing."""
+    fuel: int
+    """Burnt up to there."""
+
+
+@frozen
+class Hold:
+    """Let the guest stand still as soon as it can, and show it."""
+
+
+@frozen
+class Go:
+    """Let it go on."""
+
+
+@frozen
+class Withdraw:
+    """Let it go on, if it does not stand still yet."""
+
+
+Word: TypeAlias = Hold | Go | Withdraw
 
 
 @frozen
@@ -50,6 +83,8 @@ class Ready:
 class StartedRunning:
     """The module is compiled; from here on the wall limit counts."""
 
+    can_move: bool
+
 
 @frozen
 class Progress:
@@ -57,6 +92,23 @@ class Progress:
 
     fuel: int
     rss: int
+
+
+@frozen
+class Still:
+    """The guest stands still: all that it is but its memory, which lies in IMAGE."""
+
+    head: bytes
+    """As snapshot.encode_head has it."""
+    changed: tuple[int, ...]
+    """Regions of the memory that are others than at the last time, in order."""
+
+
+@frozen
+class Unmoved:
+    """The guest could not be held; it goes on."""
+
+    reason: str
 
 
 @frozen
@@ -78,12 +130,19 @@ class Failed:
     reason: str
 
 
-Report: TypeAlias = Ready | StartedRunning | Progress | Ended | Failed
+Report: TypeAlias = Ready | StartedRunning | Progress | Still | Unmoved | Ended | Failed
+_WORDS: dict[str, Word] = {"hold": Hold(), "go": Go(), "withdraw": Withdraw()}
 
 
 def encode_run(run: RunJob) -> bytes:
     """The frame of a RunJob, header included."""
-    return _frame(("run", run.job, run.module, run.inputs, run.scratch, run.kept))
+    paths = (run.module, run.inputs, run.scratch, run.kept, run.state)
+    return _frame(("run", run.job, *paths, run.fuel))
+
+
+def encode_word(word: Word) -> bytes:
+    """The frame of a word, header included."""
+    return _frame((next(name for name, one in _WORDS.items() if one == word),))
 
 
 def encode_report(report: Report) -> bytes:
@@ -91,10 +150,14 @@ def encode_report(report: Report) -> bytes:
     match report:
         case Ready():
             return _frame(("ready",))
-        case StartedRunning():
-            return _frame(("started",))
+        case StartedRunning(can_move=can_move):
+            return _frame(("started", can_move))
         case Progress(fuel=fuel, rss=rss):
             return _frame(("progress", fuel, rss))
+        case Still(head=head, changed=changed):
+            return _frame(("still", head, changed))
+        case Unmoved(reason=reason):
+            return _frame(("unmoved", reason[:DETAIL_MAX]))
         case Ended() as e:
             return _frame(
                 ("done", e.status, e.exit_code, e.detail[:DETAIL_MAX], e.fuel, e.stdout, e.stderr)
@@ -114,10 +177,29 @@ def frame_length(header: bytes) -> int:
 def decode_run(body: bytes) -> RunJob:
     """The job for a worker. Raises PeerError."""
     match _value_of(body):
-        case ("run", bytes(job), str(module), tuple(inputs), str(scratch), str(kept)):
-            return RunJob(job, module, tuple((str(n), str(p)) for n, p in inputs), scratch, kept)
+        case (
+            "run",
+            bytes(job),
+            str(module),
+            tuple(inputs),
+            str(scratch),
+            str(kept),
+            str(state),
+            int(fuel),
+        ):
+            named = tuple((str(n), str(p)) for n, p in inputs)
+            return RunJob(job, module, named, scratch, kept, state, fuel)
         case _:
             raise PeerError("not a run frame")
+
+
+def decode_word(body: bytes) -> Word:
+    """What a worker is told. Raises PeerError."""
+    match _value_of(body):
+        case (str(name),) if name in _WORDS:
+            return _WORDS[name]
+        case _:
+            raise PeerError("a frame that no supervisor sends")
 
 
 def decode_report(body: bytes) -> Report:
@@ -125,10 +207,16 @@ def decode_report(body: bytes) -> Report:
     match _value_of(body):
         case ("ready",):
             return Ready()
-        case ("started",):
-            return StartedRunning()
+        case ("started", bool(can_move)):
+            return StartedRunning(can_move)
         case ("progress", int(fuel), int(rss)) if fuel >= 0 and rss >= 0:
             return Progress(fuel, rss)
+        case ("still", bytes(head), tuple(changed)) if len(head) <= HEAD_MAX and _is_rising(
+            changed
+        ):
+            return Still(head, changed)
+        case ("unmoved", str(reason)):
+            return Unmoved(reason[:DETAIL_MAX])
         case ("failed", str(reason)):
             return Failed(reason[:DETAIL_MAX])
         case (
@@ -148,6 +236,16 @@ def decode_report(body: bytes) -> Report:
             return Ended(status, exit_code, detail[:DETAIL_MAX], fuel, stdout, stderr)
         case _:
             raise PeerError("a frame that no worker sends")
+
+
+def _is_rising(numbers: tuple[object, ...]) -> TypeGuard[tuple[int, ...]]:
+    """Whether they are numbers of regions, each once and in order."""
+    last = -1
+    for number in numbers:
+        if type(number) is not int or not last < number < REGIONS_MAX:
+            return False
+        last = number
+    return True
 
 
 def _frame(value: object) -> bytes:

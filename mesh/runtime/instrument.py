@@ -9,25 +9,38 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 from attrs import frozen
 
 from mesh.errors import Refused
-from mesh.runtime.binaryen import options
-from mesh.runtime.rewrite import Policy, add_checks, finish
+from mesh.runtime.binaryen import limit, options
+from mesh.runtime.origin import Origin, add_origin
+from mesh.runtime.rewrite import REWRITING, Policy, add_checks, finish
+from mesh.storage.unixfs import import_file
 
 MEMORY_MAX = 4 << 30
 """Bytes that Binaryen may take."""
 SECONDS_MAX = 600
+"""Of a processor."""
+WAIT_SECONDS_MAX = 3 * SECONDS_MAX
+"""By the clock: it runs at the lowest priority."""
 VARIABLE = "MESH_BINARYEN"
 """Names a wasm-opt or a library of Binaryen, where these are in no usual place."""
-_HINT = f"install wasm-opt, or name one, or a library of Binaryen, by {VARIABLE}"
+TESTED = ("116",)
+"""Binaryens whose modules cost the same moved and unmoved. Those of 132 do not: a suspension costs
+13 units there and not 6, and the bill of a task that was moved would be wrong."""
+_HINT = f"install wasm-opt {TESTED[-1]}, or name it, or a library of Binaryen, by {VARIABLE}"
+_VERSION_S = 60
+_IN_LIBRARY = re.compile(rb"\(version_(\d{1,6})\)")
+_IN_ANSWER = re.compile(r"version (\d{1,6})")
 
 
 @frozen
@@ -79,8 +92,45 @@ def _link_package(target: Path) -> Path | None:
     return target
 
 
+def version_of(binaryen: Binaryen) -> str:
+    """The version that it says it is. Raises Refused where it says none."""
+    try:
+        if binaryen.is_library:
+            found = _IN_LIBRARY.search(Path(binaryen.path).read_bytes())
+            said = found[1].decode() if found else ""
+        else:
+            answer = subprocess.run(  # noqa: S603 - what find_binaryen found
+                [binaryen.path, "--version"], capture_output=True, timeout=_VERSION_S, check=True
+            )
+            match = _IN_ANSWER.search(answer.stdout[:200].decode(errors="replace"))
+            said = match[1] if match else ""
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Refused(f"Binaryen does not say its version: {error}", _HINT) from None
+    if not said:
+        raise Refused(f"the Binaryen at {binaryen.path} does not say its version", _HINT)
+    return said
+
+
+def name_of(version: str) -> str:
+    """What makes modules movable here: with that Binaryen, equal names give equal bytes."""
+    return f"mesh-{REWRITING}/binaryen-{version}"
+
+
+def check_tested(version: str) -> None:
+    """Raises Refused where modules of that Binaryen are not to be trusted to be billed right."""
+    if version not in TESTED:
+        raise Refused(
+            f"modules of Binaryen {version} may cost more when they are moved:"
+            f" tested is {', '.join(TESTED)}",
+            _HINT,
+        )
+
+
 def instrument(binaryen: Binaryen, wasm: bytes, policy: Policy = Policy.OUTER) -> bytes:
-    """*wasm*, able to be moved. Blocks: seconds, minutes for an interpreter. Raises Refused."""
+    """*wasm*, able to be moved, and saying what it was made of.
+
+    Blocks: seconds, minutes for an interpreter. Raises Refused.
+    """
     checked, _ = add_checks(wasm, policy)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "checked.wasm", Path(folder) / "unwinding.wasm"
@@ -88,7 +138,9 @@ def instrument(binaryen: Binaryen, wasm: bytes, policy: Policy = Policy.OUTER) -
         _run(_command(binaryen, str(source), str(target)), folder)
         if not target.is_file():
             raise Refused("Binaryen made nothing of the module")
-        return finish(target.read_bytes())
+        made = finish(target.read_bytes())
+    source_cid = import_file([wasm], lambda cid, data: None).cid
+    return add_origin(made, Origin(source_cid, name_of(version_of(binaryen)), policy))
 
 
 def _command(binaryen: Binaryen, source: str, target: str) -> list[str]:
@@ -107,9 +159,9 @@ def _run(command: list[str], folder: str) -> None:
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
         )
         try:
-            code = process.wait(SECONDS_MAX)
+            code = process.wait(WAIT_SECONDS_MAX)
         except subprocess.TimeoutExpired:
-            raise Refused(f"Binaryen took more than {SECONDS_MAX} s for the module") from None
+            raise Refused(f"Binaryen took more than {WAIT_SECONDS_MAX} s for the module") from None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -121,12 +173,24 @@ def _run(command: list[str], folder: str) -> None:
 
 def main(argv: list[str]) -> int:
     source, target, *policy = argv
-    with tempfile.TemporaryDirectory() as kept:
-        made = instrument(
-            find_binaryen(Path(kept)), Path(source).read_bytes(), Policy((policy or ["outer"])[0])
-        )
+    signal.signal(signal.SIGTERM, _end)
+    limit(MEMORY_MAX, SECONDS_MAX)
+    try:
+        with tempfile.TemporaryDirectory() as kept:
+            binaryen = find_binaryen(Path(kept))
+            check_tested(version_of(binaryen))
+            wasm = Path(source).read_bytes()
+            made = instrument(binaryen, wasm, Policy((policy or ["outer"])[0]))
+    except Refused as refusal:
+        print(f"error: {refusal.reason}\nhint: {refusal.hint}", file=sys.stderr)  # noqa: T201 - its only words
+        return 1
     Path(target).write_bytes(made)
     return 0
+
+
+def _end(*_: object) -> NoReturn:
+    """Not at once: Binaryen, in a session of its own, is to end as well."""
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from mesh.errors import PeerError, Refused
 from mesh.ids import Cid, check_cid
-from mesh.runtime.module import check_task as check_task
+from mesh.runtime.module import check_module as check_module
 
 WASMTIME = "50.0.1"
 """The one version that meters; fuel differs between versions."""

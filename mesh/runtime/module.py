@@ -44,15 +44,6 @@ def check_module(wasm: bytes) -> bool:
     return headers.can_move
 
 
-def check_task(wasm: bytes) -> None:
-    """That *wasm* may be a task's module. Raises Refused with the reason."""
-    if check_module(wasm):
-        raise Refused(
-            "the module is made to be moved, and workers do not run such modules yet",
-            "submit the module that it was made from",
-        )
-
-
 class _Headers:
     """A cursor over a module and what has been read of it."""
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
-from attrs import define, frozen
+from attrs import frozen
 
 from mesh.errors import PeerError, Unavailable
 from mesh.runtime.compiled import place_of, take
+from mesh.runtime.course import Beginning, Course, Held, Keep, Kept, Stays, Suspended
 from mesh.runtime.frames import (
     FRESH,
     Ended,
@@ -28,13 +28,27 @@ from mesh.runtime.frames import (
     Report,
     RunJob,
     StartedRunning,
+    Still,
+    Unmoved,
 )
 from mesh.runtime.manifest import Job, encode
 from mesh.runtime.sandbox import walls
 from mesh.runtime.stopwatch import Stopwatch
-from mesh.runtime.workers import Template, Worker, WorkerDied, WorkerLost, open_template
+from mesh.runtime.workers import Template, WorkerDied, WorkerLost, open_template
 
-__all__ = ["Outcome", "Statistics", "Supervisor", "WorkerLost", "open_supervisor", "walls"]
+__all__ = [
+    "Beginning",
+    "Held",
+    "Kept",
+    "Outcome",
+    "Statistics",
+    "Stays",
+    "Supervisor",
+    "Suspended",
+    "WorkerLost",
+    "open_supervisor",
+    "walls",
+]
 
 COMPILE_S = 120.0
 """The longest that getting ready and compiling may take; then the module is refused."""
@@ -43,6 +57,7 @@ PROGRESS_S = 0.1
 WAITING_PER_WORKER = 4
 """Runs that may wait for a worker; more are turned away."""
 _PAUSED_TICK_S = 0.25
+_GONE = Stays("it does not run here", is_for_good=False)
 
 
 @frozen
@@ -87,28 +102,6 @@ class Statistics:
     """The workers' processes, for whoever measures the owner's own load."""
 
 
-@define(eq=False)
-class _Run:
-    """A run that has not ended."""
-
-    scratch: Path
-    watch: Stopwatch
-    worker: Worker | None = None
-    has_started: bool = False
-    fuel: int = 0
-    memory: int = 0
-
-    def pause(self) -> None:
-        self.watch.pause()
-        if self.worker is not None:
-            self.worker.signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self.watch.go_on()
-        if self.worker is not None:
-            self.worker.signal(signal.SIGCONT)
-
-
 class Supervisor:
     """Made by `open_supervisor`. A key names one run, until its outcome is discarded."""
 
@@ -117,7 +110,7 @@ class Supervisor:
         self._template = template
         self._limiter = trio.CapacityLimiter(workers_max)
         self._waiting_max = workers_max * WAITING_PER_WORKER
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Course] = {}
         self._kept: dict[str, Path] = {}
         self._numbers = 0
         self._started = self._ended = self._cancelled = 0
@@ -131,10 +124,14 @@ class Supervisor:
         inputs: Mapping[str, Path],
         *,
         on_progress: Callable[[int], None],
-    ) -> Outcome:
-        """Run *job* to its end. *inputs* says where each of its inputs lies, by name.
+        beginning: Beginning | None = None,
+        keep: Keep | None = None,
+    ) -> Outcome | Suspended:
+        """Run *job* to its end, or until it is suspended. *inputs* says where each of its inputs
+        lies, by name; *beginning* what to go on from, whose folders are moved from where they lie.
 
-        *on_progress* hears of the fuel burnt. Cancelling kills the worker and removes its files.
+        *on_progress* hears of the fuel burnt, the beginning's included. *keep* makes a state of it
+        where one is asked for. Cancelling kills the worker and removes its files.
         Raises WorkerLost where the run failed by no fault of the task, Unavailable where too many
         are waiting.
         """
@@ -145,13 +142,15 @@ class Supervisor:
             self._turned_away += 1
             raise Unavailable(f"{self._waiting_max} runs are waiting for a worker already")
         self._numbers += 1
-        run = _Run(self._folder / "tasks" / str(self._numbers), Stopwatch(is_paused=False))
+        scratch = self._folder / "tasks" / str(self._numbers)
+        run = Course(scratch, Stopwatch(is_paused=False), keep)
         self._runs[key] = run
         has_ended = False
         try:
             async with self._limiter:
-                outcome = await self._run(run, job, module, inputs, on_progress)
-            has_ended = True
+                order = self._order(job, module, inputs, scratch, beginning)
+                outcome = await self._run(run, job, order, on_progress)
+            has_ended = isinstance(outcome, Outcome)
         except WorkerLost:
             self._lost += 1
             raise
@@ -163,7 +162,8 @@ class Supervisor:
             if not has_ended:
                 await _remove(run.scratch)
         self._ended += 1
-        self._kept[key] = run.scratch
+        if has_ended:
+            self._kept[key] = scratch
         return outcome
 
     def pause(self, key: str) -> None:
@@ -177,6 +177,16 @@ class Supervisor:
         run = self._runs.get(key)
         if run is not None:
             run.go_on()
+
+    async def checkpoint(self, key: str) -> Kept | Stays:
+        """Make a state of a run, which goes on."""
+        run = self._runs.get(key)
+        return await run.checkpoint() if run is not None else _GONE
+
+    async def suspend(self, key: str) -> Stays | None:
+        """Make a state of a run, and end it; None where it ends as suspended."""
+        run = self._runs.get(key)
+        return await run.suspend() if run is not None else _GONE
 
     async def discard(self, key: str) -> None:
         """Remove what an outcome left behind, if there is one of that name."""
@@ -203,32 +213,48 @@ class Supervisor:
 
     # --- one run ------------------------------------------------------------------------------
 
-    async def _run(
+    def _order(
         self,
-        run: _Run,
         job: Job,
         module: Path,
         inputs: Mapping[str, Path],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
-        _make_scratch(run.scratch)
-        kept = place_of(self._folder / "compiled", job.module)
-        order = _order(job, module, inputs, run.scratch, kept)
+        scratch: Path,
+        beginning: Beginning | None,
+    ) -> RunJob:
+        _make_scratch(scratch, beginning)
+        named = tuple((name, str(_absolute(path))) for name, path in sorted(inputs.items()))
+        return RunJob(
+            encode(job),
+            str(_absolute(module)),
+            named,
+            str(scratch),
+            kept=str(place_of(self._folder / "compiled", job.module)),
+            state=str(_absolute(beginning.snapshot)) if beginning else "",
+            fuel=beginning.fuel if beginning else 0,
+        )
+
+    async def _run(
+        self, run: Course, job: Job, order: RunJob, on_progress: Callable[[int], None]
+    ) -> Outcome | Suspended:
         run.worker = await self._template.fork()
         self._started += 1
         try:
             if run.watch.is_paused:
                 run.pause()
             await run.worker.send(order)
-            ended = await self._follow(run, job, kept, on_progress)
+            ended = await self._follow(run, job, Path(order.kept), on_progress)
         except WorkerDied:
+            await run.settled()
             how = await run.worker.end()
+            if run.suspended is not None:
+                return run.suspended
             if run.has_started or how != "SIGABRT":
                 raise WorkerLost(_how_lost(run, how)) from None
             ended = _refused("the compiler gave up, for want of memory or a flaw of its own")
         except PeerError as error:
             raise WorkerLost(f"the worker broke the protocol: {error}") from None
         finally:
+            run.close()
             await run.worker.end()
             run.worker = None
         await _remove(run.scratch / "tmp")
@@ -244,7 +270,7 @@ class Supervisor:
         )
 
     async def _follow(
-        self, run: _Run, job: Job, kept: Path, on_progress: Callable[[int], None]
+        self, run: Course, job: Job, kept: Path, on_progress: Callable[[int], None]
     ) -> Ended:
         """Listen to the worker until it has ended, or is late."""
         told = -math.inf
@@ -255,8 +281,8 @@ class Supervisor:
                     return self._end_late(run, job)
                 case Ready():
                     pass
-                case StartedRunning():
-                    run.has_started = True
+                case StartedRunning(can_move=can_move):
+                    run.has_started, run.can_move = True, can_move
                     run.watch = Stopwatch(is_paused=run.watch.is_paused)
                     await _keep_compiled(run.scratch / FRESH, kept)
                 case Progress(fuel=fuel, rss=rss):
@@ -265,13 +291,15 @@ class Supervisor:
                     if trio.current_time() - told >= PROGRESS_S:
                         told = trio.current_time()
                         on_progress(fuel)
+                case Still() | Unmoved():
+                    await run.answer(report, job)
                 case Ended() as ended:
                     _check(run.fuel <= ended.fuel <= job.fuel)
                     return ended
                 case Failed(reason=reason):
                     raise WorkerLost(reason)
 
-    async def _next_report(self, run: _Run, job: Job) -> Report | None:
+    async def _next_report(self, run: Course, job: Job) -> Report | None:
         """None when the time is over."""
         assert run.worker is not None
         while True:
@@ -281,7 +309,7 @@ class Supervisor:
             with trio.move_on_after(max(left, _PAUSED_TICK_S) if run.watch.is_paused else left):
                 return await run.worker.report()
 
-    def _end_late(self, run: _Run, job: Job) -> Ended:
+    def _end_late(self, run: Course, job: Job) -> Ended:
         self._late += 1
         if not run.has_started:
             return _refused(f"compiling it takes over {COMPILE_S:.0f} s")
@@ -300,11 +328,6 @@ async def open_supervisor(folder: Path, *, workers_max: int) -> AsyncIterator[Su
             yield Supervisor(folder, workers_max, template)
         finally:
             await _remove(folder / "tasks")
-
-
-def _order(job: Job, module: Path, inputs: Mapping[str, Path], scratch: Path, kept: Path) -> RunJob:
-    named = tuple((name, str(_absolute(path))) for name, path in sorted(inputs.items()))
-    return RunJob(encode(job), str(_absolute(module)), named, str(scratch), str(kept))
 
 
 async def _keep_compiled(fresh: Path, kept: Path) -> None:
@@ -328,7 +351,7 @@ def _refused(why: str) -> Ended:
     return Ended("refused", 0, f"the module cannot run here: {why}", 0, b"", b"")
 
 
-def _how_lost(run: _Run, how: str) -> str:
+def _how_lost(run: Course, how: str) -> str:
     when = "while its task ran" if run.has_started else "before its task ran"
     why = ": a system call that none makes, as code does that escaped" if how == "SIGSYS" else ""
     return f"the worker died {when} ({how}{why})"
@@ -339,10 +362,14 @@ def _check(is_sane: bool) -> None:
         raise PeerError("a worker whose fuel runs backwards or beyond its limit")
 
 
-def _make_scratch(scratch: Path) -> None:
+def _make_scratch(scratch: Path, beginning: Beginning | None) -> None:
     scratch.mkdir(mode=0o700)
-    for name in ("out", "tmp"):
-        (scratch / name).mkdir(mode=0o700)
+    if beginning is None:
+        for name in ("out", "tmp"):
+            (scratch / name).mkdir(mode=0o700)
+    else:
+        beginning.out.rename(scratch / "out")
+        beginning.tmp.rename(scratch / "tmp")
 
 
 async def _remove(path: Path) -> None:

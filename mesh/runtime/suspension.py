@@ -9,7 +9,7 @@ What unwinding and rewinding burn is not billed; what they may burn is bounded.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 
 import wasmtime
@@ -17,12 +17,12 @@ from attrs import frozen
 from wasmtime import _ffi as ffi
 
 from mesh.errors import Refused
+from mesh.migration.snapshot import PIECE, REGION, STACK_MAX, VARIABLES_MAX, Pages
 from mesh.runtime.engine import Guest, SystemCall
 from mesh.runtime.module import FLAG, GLOBAL_PREFIX, PAGE, STACK, STACK_AT, STATE, YIELD
+from mesh.runtime.pages import Kept
 from mesh.runtime.trees import HostFailure
 
-PIECE = 4096
-"""Bytes of memory that are taken along or left out as one."""
 DETOUR = 6
 """Fuel that one suspension adds to the count: the way to mesh.yield and back. For this meter
 and for Asyncify as Binaryen 116 makes it; tested at hundreds of places."""
@@ -44,12 +44,10 @@ class Phase(Enum):
 
 @frozen
 class Image:
-    """All that a suspended guest is, its system calls' state apart."""
+    """All that a suspended guest is, its pages and its system calls' state apart."""
 
     size: int
     """Bytes of its memory."""
-    pieces: dict[int, bytes]
-    """Number and bytes of each piece that differs from a fresh instance's."""
     variables: tuple[tuple[int, int], ...]
     """Kind (0 i32, 1 i64, 2 f32, 3 f64) and bits of each, in the order of their names."""
     stack: bytes
@@ -71,15 +69,20 @@ class MovableGuest(Guest):
         memory: int,
         call: SystemCall,
         image: Image | None = None,
+        pages: Iterable[Pages] = (),
     ) -> None:
-        """Raises Refused where it cannot be instantiated, or where *image* is not one of it."""
+        """As *image* and *pages* say, which may be a stranger's, or else fresh.
+
+        Raises Refused where it cannot be instantiated, or where these are not of it.
+        """
         self._phase = Phase.RUNNING
         self._at_yield = 0
         self._engine, self._module, self._most_memory = engine, module, memory
+        self._fresh: MovableGuest | None = None
         super().__init__(engine, module, fuel=fuel, memory=memory, call=call)
         self._stack = self._memory(STACK)
         if image is not None:
-            self._restore(image)
+            self._restore(image, pages)
 
     # --- while it runs ------------------------------------------------------------------------
 
@@ -87,9 +90,10 @@ class MovableGuest(Guest):
         """Let it stop at its next check. Between slices, or before it runs."""
         self._set(FLAG, 0, 1)
 
-    def withdraw(self) -> None:
-        """Let it go on after all."""
+    def withdraw(self) -> bool:
+        """Let it go on after all; False where it is too late for that."""
         self._set(FLAG, 0, 0)
+        return self._phase is not Phase.UNWINDING
 
     def advance(self, on_slice: Callable[[], None]) -> bool:
         """Run it; whether it is suspended now, and not at its end. As `run`, and Raises Refused
@@ -153,35 +157,41 @@ class MovableGuest(Guest):
     # --- between two runs ---------------------------------------------------------------------
 
     def image(self) -> Image:
-        """What it is, once it is suspended."""
+        """What it is, once it is suspended. Raises Refused where its stack cannot be taken."""
+        stack = ctypes.string_at(self._address(self._stack) + _STACK_BASE, self._stack_length())
+        names = self._variables()
+        if len(stack) > STACK_MAX or len(names) > VARIABLES_MAX:
+            raise Refused("its stack is too long to be taken along, or its variables too many")
+        return Image(
+            size=self.memory.size,
+            variables=tuple(self._get(name) for name in names),
+            stack=stack,
+            fuel=self._at_yield,
+        )
+
+    def keep(self, kept: Kept) -> None:
+        """Put its pages, once it is suspended, into *kept*. Raises HostFailure."""
+        if self._fresh is None:
+            engine, module, memory = self._engine, self._module, self._most_memory
+            self._fresh = MovableGuest(engine, module, fuel=1, memory=memory, call=_no_call)
+        mine, fresh = (guest._address(guest._memory("memory")) for guest in (self, self._fresh))
+        kept.look(mine, self.memory.size, fresh, self._fresh.memory.size)
+
+    def wake(self) -> None:
+        """Let it go on from where it is suspended, when next it is advanced."""
+        length = self._stack_length()
+        self._phase = Phase.REWINDING
+        self._begin(_REWINDING, _STACK_BASE + length)
+
+    def _stack_length(self) -> int:
         assert self._phase is Phase.UNWINDING
         size = self._stack.data_len(self._store)
         end = int.from_bytes(ctypes.string_at(self._address(self._stack), 4), "little")
         if not _STACK_BASE <= end <= size:
             raise Refused("the module left its stack outside of its bounds")
-        stack = ctypes.string_at(self._address(self._stack) + _STACK_BASE, end - _STACK_BASE)
-        return Image(
-            size=self.memory.size,
-            pieces=self._changed(),
-            variables=tuple(self._get(name) for name in self._variables()),
-            stack=stack,
-            fuel=self._at_yield,
-        )
+        return end - _STACK_BASE
 
-    def _changed(self) -> dict[int, bytes]:
-        fresh = MovableGuest(
-            self._engine, self._module, fuel=1, memory=self._most_memory, call=_no_call
-        )
-        mine, its = self._address(self._memory("memory")), fresh._address(fresh._memory("memory"))
-        blank = ctypes.create_string_buffer(PIECE)
-        found: dict[int, bytes] = {}
-        for at in range(0, self.memory.size, PIECE):
-            other = its + at if at < fresh.memory.size else ctypes.addressof(blank)
-            if _differs(mine + at, other, PIECE):
-                found[at // PIECE] = ctypes.string_at(mine + at, PIECE)
-        return found
-
-    def _restore(self, image: Image) -> None:
+    def _restore(self, image: Image, pages: Iterable[Pages]) -> None:
         names = self._variables()
         kinds = [self._get(name)[0] for name in names]
         if kinds != [kind for kind, _ in image.variables]:
@@ -197,10 +207,12 @@ class MovableGuest(Guest):
         except wasmtime.WasmtimeError:
             raise Refused("the snapshot has more memory than was bought") from None
         base = self._address(self._memory("memory"))
-        for number, data in image.pieces.items():
-            if not 0 <= number < image.size // PIECE or len(data) != PIECE:
+        for number, mask, data in pages:
+            if not 0 <= number * REGION <= image.size - mask.bit_length() * PIECE:
                 raise Refused("the snapshot has a page outside of the memory")
-            ctypes.memmove(base + number * PIECE, data, PIECE)
+            if len(data) != mask.bit_count() * PIECE:
+                raise Refused("the snapshot has half a page")
+            _place(base + number * REGION, mask, data)
         for name, (kind, bits) in zip(names, image.variables, strict=True):
             self._set(name, kind, bits)
         ctypes.memmove(self._address(self._stack) + _STACK_BASE, image.stack, len(image.stack))
@@ -253,9 +265,13 @@ def _no_call(name: str, memory: object, args: tuple[int, ...]) -> int:
     raise HostFailure("a fresh instance does not run")
 
 
-_memcmp = ctypes.CDLL(None).memcmp
-_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-
-
-def _differs(first: int, second: int, length: int) -> bool:
-    return bool(_memcmp(first, second, length))
+def _place(at: int, mask: int, data: bytes) -> None:
+    """Put the pages where *mask* has its bits, those side by side at once."""
+    taken = 0
+    while mask:
+        skip = (mask & -mask).bit_length() - 1
+        run = ((mask >> skip) + 1 & ~(mask >> skip)).bit_length() - 1
+        length = run * PIECE
+        ctypes.memmove(at + skip * PIECE, data[taken : taken + length], length)
+        taken += length
+        mask &= ~((1 << skip + run) - 1)

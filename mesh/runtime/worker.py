@@ -14,17 +14,21 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
 from wasmtime import MemoryType, Module, Trap, TrapCode
 
 from mesh.errors import Refused
+from mesh.ids import RAW, cid_of
+from mesh.migration.snapshot import Pages
 from mesh.runtime.engine import Guest, GuestMemory, load_module, open_engine
 from mesh.runtime.files import DESCRIPTORS_MAX, Files
 from mesh.runtime.frames import (
     FRESH,
     HEADER,
+    IMAGE,
     Ended,
     Failed,
     Progress,
@@ -38,8 +42,11 @@ from mesh.runtime.frames import (
 )
 from mesh.runtime.landlock import Reach
 from mesh.runtime.manifest import Job, decode
-from mesh.runtime.module import PAGE
+from mesh.runtime.module import PAGE, YIELD
+from mesh.runtime.pages import Kept
 from mesh.runtime.sandbox import confine, narrow, renounce
+from mesh.runtime.stops import Stops, map_state, restored
+from mesh.runtime.suspension import Image, MovableGuest
 from mesh.runtime.trees import HostFailure, Tree
 from mesh.runtime.wasi import Exit, Wasi
 
@@ -102,7 +109,7 @@ def _wall_in(run: RunJob) -> None:
     inputs = [path for _, path in run.inputs]
     try:
         os.chdir(run.scratch)
-        confine(Reach((run.module, run.kept, *inputs), (run.scratch,)))
+        confine(Reach((run.module, run.kept, run.state, *inputs), (run.scratch,)))
     except OSError as error:
         raise HostFailure(f"the sandbox does not stand: {error.strerror}") from error
 
@@ -116,14 +123,15 @@ def _wall_in_closer(run: RunJob) -> None:
         raise HostFailure(f"the sandbox does not stand: {error.strerror}") from error
 
 
-def _limit_all(job: Job) -> None:
+def _limit_all(job: Job, *, can_move: bool) -> None:
     """The limits that stand behind our own, should those be got round.
 
-    Not before instantiating: wasmtime keeps the module's data in a memory file of any size.
+    Not before instantiating: wasmtime keeps the module's data in a memory file of any size. What
+    can move writes its memory to a file as well.
     """
     seconds = job.wall_ms // 1000 + int(time.process_time())
     _limit(resource.RLIMIT_CPU, seconds + 60)
-    _limit(resource.RLIMIT_FSIZE, job.disk)
+    _limit(resource.RLIMIT_FSIZE, max(job.disk, job.memory if can_move else 0))
     _limit(resource.RLIMIT_NOFILE, DESCRIPTORS_MAX + 64)
     _limit(resource.RLIMIT_NPROC, 0)
 
@@ -142,7 +150,8 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
     job = decode(run.job)
     scratch = Path(run.scratch)
     if sys.platform == "linux":
-        _limit(resource.RLIMIT_DATA, job.memory + HOST_ROOM)
+        # Twice: what can move is compared with a fresh instance of it.
+        _limit(resource.RLIMIT_DATA, 2 * job.memory + HOST_ROOM)
     engine = open_engine()
     statm = _open_statm()
     _wall_in(run)
@@ -153,18 +162,15 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
     least = _initial_memory(module)
     if least > job.memory:
         return _refused("out-of-memory", f"it starts with {least} bytes of {job.memory}")
+    can_move = any((found.module, found.name) == YIELD for found in module.imports)
+    kept = _open_kept(scratch / IMAGE, job) if can_move else None
+    state = map_state(run.state) if run.state else None
     _wall_in_closer(run)
-    inputs = {name: Path(path) for name, path in run.inputs}
-    trees = (
-        Tree("/in", None, inputs),
-        Tree("/out", scratch / "out"),
-        Tree("/tmp", scratch / "tmp"),  # noqa: S108 - the guest's, not this machine's
-    )
-    files = Files(trees, job.disk)
+    trees = _trees(run)
     wasi = Wasi(
         ("task", *job.args),
         job.env,
-        files,
+        Files(trees, job.disk),
         seed=job.seed,
         t0_ns=job.t0_ns,
         stdout_max=job.stdout_max,
@@ -174,13 +180,46 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
     def call(name: str, memory: GuestMemory, args: tuple[int, ...]) -> int:
         return wasi.call(name, memory, args)
 
+    def enter(image: Image | None = None, pages: Iterable[Pages] = ()) -> MovableGuest:
+        limits = {"fuel": job.fuel, "memory": job.memory}
+        return MovableGuest(engine, module, **limits, call=call, image=image, pages=pages)
+
     try:
-        guest = Guest(engine, module, fuel=job.fuel, memory=job.memory, call=call)
+        if kept is None and state is not None:
+            raise HostFailure("there is a state to go on from, of a module that cannot be moved")
+        if state is not None:
+            guest: Guest = restored(run, job, state, wasi, trees, enter)
+        elif kept is not None:
+            guest = enter()
+        else:
+            guest = Guest(engine, module, fuel=job.fuel, memory=job.memory, call=call)
     except Refused as refusal:
         return _refused("refused", refusal.reason)
-    _limit_all(job)
-    _send(connection, StartedRunning())
-    return _run(connection, job, guest, wasi, statm)
+    _limit_all(job, can_move=can_move)
+    _send(connection, StartedRunning(can_move))
+    if kept is None:
+        advance = guest.run
+    else:
+        assert isinstance(guest, MovableGuest)
+        names = job.module, cid_of(RAW, run.job)
+        advance = Stops(connection, guest, wasi, kept, names).run
+    return _run(connection, job, guest, wasi, statm, advance)
+
+
+def _open_kept(path: Path, job: Job) -> Kept:
+    try:
+        return Kept(path, job.memory)
+    except OSError as error:
+        raise HostFailure(f"no room for the image of a memory: {error.strerror}") from error
+
+
+def _trees(run: RunJob) -> tuple[Tree, Tree, Tree]:
+    scratch = Path(run.scratch)
+    return (
+        Tree("/in", None, {name: Path(path) for name, path in run.inputs}),
+        Tree("/out", scratch / "out"),
+        Tree("/tmp", scratch / "tmp"),  # noqa: S108 - the guest's, not this machine's
+    )
 
 
 def _initial_memory(module: Module) -> int:
@@ -191,7 +230,12 @@ def _initial_memory(module: Module) -> int:
 
 
 def _run(
-    connection: socket.socket, job: Job, guest: Guest, wasi: Wasi, statm: int | None
+    connection: socket.socket,
+    job: Job,
+    guest: Guest,
+    wasi: Wasi,
+    statm: int | None,
+    advance: Callable[[Callable[[], None]], None],
 ) -> Report:
     last = -REPORT_S
 
@@ -204,11 +248,13 @@ def _run(
 
     code, trap = 0, None
     try:
-        guest.run(report_progress)
+        advance(report_progress)
     except Exit as end:
         code = end.code
     except Trap as end:
         trap = end
+    except Refused as refusal:  # of a stop: somewhere else it may end in peace
+        raise HostFailure(refusal.reason) from refusal
     status, detail = _verdict(job, guest, wasi, code, trap)
     fuel = guest.fuel_used
     wasi.files.close_all()

@@ -20,8 +20,10 @@ from mesh.runtime.frames import (
     HEADER,
     Report,
     RunJob,
+    Word,
     decode_report,
     encode_run,
+    encode_word,
     frame_length,
 )
 from mesh.runtime.template_wire import ANSWER, FORK, REAP, REQUEST
@@ -158,8 +160,15 @@ class Worker:
 
     async def send(self, run: RunJob) -> None:
         """Give it its job. Raises WorkerDied."""
+        await self._send(encode_run(run))
+
+    async def say(self, word: Word) -> None:
+        """Tell it more. Raises WorkerDied."""
+        await self._send(encode_word(word))
+
+    async def _send(self, frame: bytes) -> None:
         try:
-            await self._stream.send_all(encode_run(run))
+            await self._stream.send_all(frame)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise WorkerDied from None
 

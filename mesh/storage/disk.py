@@ -15,10 +15,12 @@ import fcntl
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from mesh.errors import ConfigError, Corruption, Refused, Unavailable
 from mesh.ids import RAW, Cid, cid_codec, format_cid, parse_cid
@@ -28,6 +30,8 @@ from mesh.storage.unixfs import walk
 
 BATCH_BLOCKS = 64
 """Blocks that `put_many` syncs together: 16 MiB of whole chunks."""
+SYNCS = 8
+"""Files synced at a time: one wait of the disk's journal serves them all."""
 DOOMED_MAX = 1_000_000
 """Unneeded blocks that a sweep remembers; the rest waits for a later one."""
 _TEMPORARY = ".tmp"
@@ -50,6 +54,7 @@ class DiskBlocks:
         self._doomed: dict[Cid, float] = {}
         """Blocks that a sweep found unneeded, and when. Any interest in one takes it out."""
         self._temporary = itertools.count()
+        self._syncing = ThreadPoolExecutor(SYNCS)
         self._count = self._used = self._held = self._strangers = self._leftovers = 0
         self._refused = self._full = self._corrupt = self._swept = self._deferred = 0
         try:
@@ -61,6 +66,7 @@ class DiskBlocks:
 
     def close(self) -> None:
         """Let go of the store."""
+        self._syncing.shutdown()
         self._pins.close()
         os.close(self._lock_file)
 
@@ -197,19 +203,23 @@ class DiskBlocks:
             check_block(cid, data)
         fresh = {cid: data for cid, data in batch if not self.has(cid)}
         with self._reserved(sum(map(len, fresh.values()))), self._room():
-            written: list[tuple[Path, Cid]] = []
+            written = [(self._beside(cid), cid) for cid in fresh]
             try:
-                for cid, data in fresh.items():
-                    written.append((self._beside(cid), cid))
-                    _write(written[-1][0], data)
+                self._at_once(_write, [temporary for temporary, _ in written], fresh.values())
                 for temporary, cid in written:
                     self._adopt(temporary, cid, len(fresh[cid]))
             finally:
                 for temporary, _ in written:
                     temporary.unlink(missing_ok=True)
             # of blocks that were here too: another thread may have renamed and not yet synced
-            for shard in dict.fromkeys(self._path(cid).parent for cid, _ in batch):
-                _sync(shard)
+            self._at_once(_sync, dict.fromkeys(self._path(cid).parent for cid, _ in batch))
+
+    def _at_once(self, do: Callable[..., None], *values: Iterable[Any]) -> None:
+        """*do* for each of *values*, all begun before the first error is raised, all ended."""
+        begun = [self._syncing.submit(do, *one) for one in zip(*values, strict=True)]
+        wait(begun)
+        for one in begun:
+            one.result()
 
     def _adopt(self, temporary: Path, cid: Cid, length: int) -> None:
         with self._lock:

@@ -66,7 +66,7 @@ class Item:
 
 def add_bytes(blocks: Blocks, data: bytes) -> Link:
     """Store *data* as a file. Raises what `Blocks.put` raises."""
-    batch = _Batch(blocks)
+    batch = Batch(blocks)
     link = import_file([data], batch.put)
     batch.flush()
     return link
@@ -78,14 +78,14 @@ def add_path(blocks: Blocks, path: Path) -> Link:
     Raises Refused for a path that is not there, a symbolic link, a device, a name that is not
     UTF-8, and for more than 100,000 entries or 64 levels; and what `Blocks.put` raises.
     """
-    adding = _Adding(_Batch(blocks))
+    adding = _Adding(Batch(blocks))
     link = adding.add(path, 0)
     adding.batch.flush()
     return link
 
 
 @define
-class _Batch:
+class Batch:
     """Blocks on their way to the store, so that it syncs many at a time."""
 
     blocks: Blocks
@@ -105,7 +105,7 @@ class _Batch:
 class _Adding:
     """One walk over a folder."""
 
-    batch: _Batch
+    batch: Batch
     entries: int = 0
 
     def add(self, path: Path, depth: int) -> Link:

@@ -17,9 +17,9 @@ from typing import TypeAlias
 import mmh3
 from attrs import frozen
 
-from mesh.errors import PeerError, Refused
+from mesh.errors import NotFound, PeerError, Refused
 from mesh.ids import DAG_PB, RAW, Cid, check_cid, cid_codec, cid_of
-from mesh.storage.blocks import BLOCK_BYTES_MAX
+from mesh.storage.blocks import BLOCK_BYTES_MAX, Blocks
 
 CHUNK_BYTES = 262_144
 LINKS_A_NODE = 174
@@ -103,6 +103,16 @@ def import_file(chunks: Iterable[bytes], put: Put) -> Link:
 
     Keeps one chunk and at most 174 links a level in memory.
     """
+    return import_leaves((import_leaf(chunk, put) for chunk in _rechunk(chunks)), put)
+
+
+def import_leaf(data: bytes, put: Put) -> Link:
+    """Import a part of a file, of a length that the caller chose."""
+    return _emit(RAW, data, put, size=len(data))
+
+
+def import_leaves(leaves: Iterable[Link], put: Put) -> Link:
+    """Import the file whose parts, one at least, are in the store already."""
     levels: list[list[Link]] = [[]]
 
     def push(level: int, link: Link) -> None:
@@ -113,8 +123,8 @@ def import_file(chunks: Iterable[bytes], put: Put) -> Link:
             levels[level] = []
         levels[level].append(link)
 
-    for chunk in _rechunk(chunks):
-        push(0, _emit(RAW, chunk, put, size=len(chunk)))
+    for leaf in leaves:
+        push(0, leaf)
     level = 0
     while level + 1 < len(levels):
         push(level + 1, _emit_file(levels[level], put))  # a lone child too: all leaves equally deep
@@ -285,6 +295,14 @@ def walk(root: Cid, get: Callable[[Cid], bytes]) -> Iterator[Cid]:
         fresh = [child for child in children(cid, get(cid)) if child not in seen]
         seen.update(fresh)
         waiting.extend(dict.fromkeys(reversed(fresh)))
+
+
+def is_whole(blocks: Blocks, root: Cid) -> bool:
+    """Whether *root* is a DAG of which every block is here."""
+    try:
+        return all(blocks.has(cid) for cid in walk(root, blocks.get))
+    except (NotFound, PeerError):
+        return False
 
 
 def slot_of(name: str, depth: int) -> int:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/ledger.proto\x12\x07mesh.v1\"7\n\x15LedgerReceiptsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"N\n\x16LedgerReceiptsResponse\x12\"\n\x08receipts\x18\x01 \x03(\x0b\x32\x10.mesh.v1.Receipt\x12\x10\n\x08left_out\x18\x02 \x01(\x05\"\xf5\x02\n\x07Receipt\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\x12\r\n\x05\x62uyer\x18\x05 \x01(\t\x12\x0e\n\x06seller\x18\x06 \x01(\t\x12\x0e\n\x06\x61mount\x18\x07 \x01(\x03\x12\x0f\n\x07reserve\x18\x08 \x01(\x03\x12\x0c\n\x04\x66uel\x18\t \x01(\x03\x12\r\n\x05price\x18\n \x01(\x03\x12\x0b\n\x03\x66\x65\x65\x18\x0b \x01(\x03\x12\x11\n\texit_code\x18\x0c \x01(\x03\x12\r\n\x05meter\x18\r \x01(\t\x12\x0e\n\x06module\x18\x0e \x01(\t\x12\x0f\n\x07outputs\x18\x0f \x03(\t\x12\x0b\n\x03seq\x18\x10 \x01(\x03\x12\x0f\n\x07wall_ms\x18\x11 \x01(\x03\x12\x17\n\x0fsignatures_good\x18\x12 \x01(\x05\x12\x0b\n\x03raw\x18\x13 \x01(\x0c\x12\x0e\n\x06\x61uthor\x18\x14 \x01(\t\x12\x19\n\x11signatures_needed\x18\x15 \x01(\x05\x12\x0c\n\x04says\x18\x16 \x01(\t\"Z\n\x12LedgerAuditRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05rerun\x18\x02 \x01(\x08\x12\x14\n\x0crerun_newest\x18\x03 \x01(\x05\x12\x0e\n\x06others\x18\x04 \x01(\x08\"\xad\x01\n\x13LedgerAuditResponse\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05\x63heck\x18\x03 \x01(\t\x12\x0f\n\x07is_good\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x12\n\nis_skipped\x18\x06 \x01(\x08\x12\x10\n\x08\x65vidence\x18\x07 \x01(\t\x12\x0c\n\x04\x64one\x18\x08 \x01(\x03\x12\r\n\x05total\x18\t \x01(\x03\"\x15\n\x13LedgerStatusRequest\"\xcb\x02\n\x14LedgerStatusResponse\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0f\n\x07promise\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x03\x12\x0e\n\x06\x63hains\x18\x05 \x01(\x03\x12\x0e\n\x06\x66orked\x18\x06 \x03(\t\x12\x0e\n\x06\x66rozen\x18\x07 \x03(\t\x12\x0e\n\x06posted\x18\x08 \x01(\x03\x12\x0f\n\x07pending\x18\t \x01(\x03\x12\x0e\n\x06\x65\x61rned\x18\n \x01(\x03\x12=\n\x08\x63ounters\x18\x0b \x03(\x0b\x32+.mesh.v1.LedgerStatusResponse.CountersEntry\x12\x0e\n\x06pruned\x18\x0c \x01(\x03\x12\x12\n\nis_archive\x18\r \x01(\x08\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x14\n\x12LedgerForksRequest\"?\n\x13LedgerForksResponse\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\r\n\x05lines\x18\x03 \x03(\t\"I\n\x13LedgerExportRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12!\n\x04\x66orm\x18\x02 \x01(\x0e\x32\x13.mesh.v1.ExportForm\"H\n\x14LedgerExportResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x03\x12\x10\n\x08left_out\x18\x03 \x01(\x03\"&\n\x13LedgerImportRequest\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\"i\n\x14LedgerImportResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x03\x12\r\n\x05known\x18\x02 \x01(\x03\x12\x0f\n\x07refused\x18\x03 \x01(\x03\x12\r\n\x05\x65\x61rly\x18\x04 \x01(\x03\x12\x13\n\x0bover_budget\x18\x05 \x01(\x03\";\n\x12LedgerLinesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"L\n\x13LedgerLinesResponse\x12\x1c\n\x05lines\x18\x01 \x03(\x0b\x32\r.mesh.v1.Line\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"W\n\x04Line\x12\r\n\x05\x62uyer\x18\x01 \x01(\t\x12\x0c\n\x04owed\x18\x02 \x01(\x03\x12\x10\n\x08reserved\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x03\x12\x11\n\tis_frozen\x18\x05 \x01(\x08\"4\n\x14LedgerSetLineRequest\x12\r\n\x05\x62uyer\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x03\"\x17\n\x15LedgerSetLineResponse*m\n\nExportForm\x12\x1b\n\x17\x45XPORT_FORM_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45XPORT_FORM_BUNDLE\x10\x01\x12\x15\n\x11\x45XPORT_FORM_JSONL\x10\x02\x12\x13\n\x0f\x45XPORT_FORM_CSV\x10\x03\x32\xc8\x04\n\x06Ledger\x12K\n\x08Receipts\x12\x1e.mesh.v1.LedgerReceiptsRequest\x1a\x1f.mesh.v1.LedgerReceiptsResponse\x12\x44\n\x05\x41udit\x12\x1b.mesh.v1.LedgerAuditRequest\x1a\x1c.mesh.v1.LedgerAuditResponse0\x01\x12\x45\n\x06Status\x12\x1c.mesh.v1.LedgerStatusRequest\x1a\x1d.mesh.v1.LedgerStatusResponse\x12\x44\n\x05\x46orks\x12\x1b.mesh.v1.LedgerForksRequest\x1a\x1c.mesh.v1.LedgerForksResponse0\x01\x12G\n\x06\x45xport\x12\x1c.mesh.v1.LedgerExportRequest\x1a\x1d.mesh.v1.LedgerExportResponse0\x01\x12G\n\x06Import\x12\x1c.mesh.v1.LedgerImportRequest\x1a\x1d.mesh.v1.LedgerImportResponse(\x01\x12\x42\n\x05Lines\x12\x1b.mesh.v1.LedgerLinesRequest\x1a\x1c.mesh.v1.LedgerLinesResponse\x12H\n\x07SetLine\x12\x1d.mesh.v1.LedgerSetLineRequest\x1a\x1e.mesh.v1.LedgerSetLineResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/ledger.proto\x12\x07mesh.v1\"7\n\x15LedgerReceiptsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"N\n\x16LedgerReceiptsResponse\x12\"\n\x08receipts\x18\x01 \x03(\x0b\x32\x10.mesh.v1.Receipt\x12\x10\n\x08left_out\x18\x02 \x01(\x05\"\xf5\x02\n\x07Receipt\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\x12\r\n\x05\x62uyer\x18\x05 \x01(\t\x12\x0e\n\x06seller\x18\x06 \x01(\t\x12\x0e\n\x06\x61mount\x18\x07 \x01(\x03\x12\x0f\n\x07reserve\x18\x08 \x01(\x03\x12\x0c\n\x04\x66uel\x18\t \x01(\x03\x12\r\n\x05price\x18\n \x01(\x03\x12\x0b\n\x03\x66\x65\x65\x18\x0b \x01(\x03\x12\x11\n\texit_code\x18\x0c \x01(\x03\x12\r\n\x05meter\x18\r \x01(\t\x12\x0e\n\x06module\x18\x0e \x01(\t\x12\x0f\n\x07outputs\x18\x0f \x03(\t\x12\x0b\n\x03seq\x18\x10 \x01(\x03\x12\x0f\n\x07wall_ms\x18\x11 \x01(\x03\x12\x17\n\x0fsignatures_good\x18\x12 \x01(\x05\x12\x0b\n\x03raw\x18\x13 \x01(\x0c\x12\x0e\n\x06\x61uthor\x18\x14 \x01(\t\x12\x19\n\x11signatures_needed\x18\x15 \x01(\x05\x12\x0c\n\x04says\x18\x16 \x01(\t\"Z\n\x12LedgerAuditRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05rerun\x18\x02 \x01(\x08\x12\x14\n\x0crerun_newest\x18\x03 \x01(\x05\x12\x0e\n\x06others\x18\x04 \x01(\x08\"\xbe\x01\n\x13LedgerAuditResponse\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05\x63heck\x18\x03 \x01(\t\x12\x0f\n\x07is_good\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x12\n\nis_skipped\x18\x06 \x01(\x08\x12\x10\n\x08\x65vidence\x18\x07 \x01(\t\x12\x0c\n\x04\x64one\x18\x08 \x01(\x03\x12\r\n\x05total\x18\t \x01(\x03\x12\x0f\n\x07is_note\x18\n \x01(\x08\"\x15\n\x13LedgerStatusRequest\"\xcb\x02\n\x14LedgerStatusResponse\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0f\n\x07promise\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x03\x12\x0e\n\x06\x63hains\x18\x05 \x01(\x03\x12\x0e\n\x06\x66orked\x18\x06 \x03(\t\x12\x0e\n\x06\x66rozen\x18\x07 \x03(\t\x12\x0e\n\x06posted\x18\x08 \x01(\x03\x12\x0f\n\x07pending\x18\t \x01(\x03\x12\x0e\n\x06\x65\x61rned\x18\n \x01(\x03\x12=\n\x08\x63ounters\x18\x0b \x03(\x0b\x32+.mesh.v1.LedgerStatusResponse.CountersEntry\x12\x0e\n\x06pruned\x18\x0c \x01(\x03\x12\x12\n\nis_archive\x18\r \x01(\x08\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x14\n\x12LedgerForksRequest\"?\n\x13LedgerForksResponse\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\r\n\x05lines\x18\x03 \x03(\t\"I\n\x13LedgerExportRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12!\n\x04\x66orm\x18\x02 \x01(\x0e\x32\x13.mesh.v1.ExportForm\"H\n\x14LedgerExportResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x03\x12\x10\n\x08left_out\x18\x03 \x01(\x03\"&\n\x13LedgerImportRequest\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\"i\n\x14LedgerImportResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x03\x12\r\n\x05known\x18\x02 \x01(\x03\x12\x0f\n\x07refused\x18\x03 \x01(\x03\x12\r\n\x05\x65\x61rly\x18\x04 \x01(\x03\x12\x13\n\x0bover_budget\x18\x05 \x01(\x03\";\n\x12LedgerLinesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"L\n\x13LedgerLinesResponse\x12\x1c\n\x05lines\x18\x01 \x03(\x0b\x32\r.mesh.v1.Line\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"W\n\x04Line\x12\r\n\x05\x62uyer\x18\x01 \x01(\t\x12\x0c\n\x04owed\x18\x02 \x01(\x03\x12\x10\n\x08reserved\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x03\x12\x11\n\tis_frozen\x18\x05 \x01(\x08\"4\n\x14LedgerSetLineRequest\x12\r\n\x05\x62uyer\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x03\"\x17\n\x15LedgerSetLineResponse*m\n\nExportForm\x12\x1b\n\x17\x45XPORT_FORM_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45XPORT_FORM_BUNDLE\x10\x01\x12\x15\n\x11\x45XPORT_FORM_JSONL\x10\x02\x12\x13\n\x0f\x45XPORT_FORM_CSV\x10\x03\x32\xc8\x04\n\x06Ledger\x12K\n\x08Receipts\x12\x1e.mesh.v1.LedgerReceiptsRequest\x1a\x1f.mesh.v1.LedgerReceiptsResponse\x12\x44\n\x05\x41udit\x12\x1b.mesh.v1.LedgerAuditRequest\x1a\x1c.mesh.v1.LedgerAuditResponse0\x01\x12\x45\n\x06Status\x12\x1c.mesh.v1.LedgerStatusRequest\x1a\x1d.mesh.v1.LedgerStatusResponse\x12\x44\n\x05\x46orks\x12\x1b.mesh.v1.LedgerForksRequest\x1a\x1c.mesh.v1.LedgerForksResponse0\x01\x12G\n\x06\x45xport\x12\x1c.mesh.v1.LedgerExportRequest\x1a\x1d.mesh.v1.LedgerExportResponse0\x01\x12G\n\x06Import\x12\x1c.mesh.v1.LedgerImportRequest\x1a\x1d.mesh.v1.LedgerImportResponse(\x01\x12\x42\n\x05Lines\x12\x1b.mesh.v1.LedgerLinesRequest\x1a\x1c.mesh.v1.LedgerLinesResponse\x12H\n\x07SetLine\x12\x1d.mesh.v1.LedgerSetLineRequest\x1a\x1e.mesh.v1.LedgerSetLineResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LEDGERSTATUSRESPONSE_COUNTERSENTRY']._loaded_options = None
   _globals['_LEDGERSTATUSRESPONSE_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_EXPORTFORM']._serialized_start=1861
-  _globals['_EXPORTFORM']._serialized_end=1970
+  _globals['_EXPORTFORM']._serialized_start=1878
+  _globals['_EXPORTFORM']._serialized_end=1987
   _globals['_LEDGERRECEIPTSREQUEST']._serialized_start=33
   _globals['_LEDGERRECEIPTSREQUEST']._serialized_end=88
   _globals['_LEDGERRECEIPTSRESPONSE']._serialized_start=90
@@ -44,35 +44,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGERAUDITREQUEST']._serialized_start=546
   _globals['_LEDGERAUDITREQUEST']._serialized_end=636
   _globals['_LEDGERAUDITRESPONSE']._serialized_start=639
-  _globals['_LEDGERAUDITRESPONSE']._serialized_end=812
-  _globals['_LEDGERSTATUSREQUEST']._serialized_start=814
-  _globals['_LEDGERSTATUSREQUEST']._serialized_end=835
-  _globals['_LEDGERSTATUSRESPONSE']._serialized_start=838
-  _globals['_LEDGERSTATUSRESPONSE']._serialized_end=1169
-  _globals['_LEDGERSTATUSRESPONSE_COUNTERSENTRY']._serialized_start=1122
-  _globals['_LEDGERSTATUSRESPONSE_COUNTERSENTRY']._serialized_end=1169
-  _globals['_LEDGERFORKSREQUEST']._serialized_start=1171
-  _globals['_LEDGERFORKSREQUEST']._serialized_end=1191
-  _globals['_LEDGERFORKSRESPONSE']._serialized_start=1193
-  _globals['_LEDGERFORKSRESPONSE']._serialized_end=1256
-  _globals['_LEDGEREXPORTREQUEST']._serialized_start=1258
-  _globals['_LEDGEREXPORTREQUEST']._serialized_end=1331
-  _globals['_LEDGEREXPORTRESPONSE']._serialized_start=1333
-  _globals['_LEDGEREXPORTRESPONSE']._serialized_end=1405
-  _globals['_LEDGERIMPORTREQUEST']._serialized_start=1407
-  _globals['_LEDGERIMPORTREQUEST']._serialized_end=1445
-  _globals['_LEDGERIMPORTRESPONSE']._serialized_start=1447
-  _globals['_LEDGERIMPORTRESPONSE']._serialized_end=1552
-  _globals['_LEDGERLINESREQUEST']._serialized_start=1554
-  _globals['_LEDGERLINESREQUEST']._serialized_end=1613
-  _globals['_LEDGERLINESRESPONSE']._serialized_start=1615
-  _globals['_LEDGERLINESRESPONSE']._serialized_end=1691
-  _globals['_LINE']._serialized_start=1693
-  _globals['_LINE']._serialized_end=1780
-  _globals['_LEDGERSETLINEREQUEST']._serialized_start=1782
-  _globals['_LEDGERSETLINEREQUEST']._serialized_end=1834
-  _globals['_LEDGERSETLINERESPONSE']._serialized_start=1836
-  _globals['_LEDGERSETLINERESPONSE']._serialized_end=1859
-  _globals['_LEDGER']._serialized_start=1973
-  _globals['_LEDGER']._serialized_end=2557
+  _globals['_LEDGERAUDITRESPONSE']._serialized_end=829
+  _globals['_LEDGERSTATUSREQUEST']._serialized_start=831
+  _globals['_LEDGERSTATUSREQUEST']._serialized_end=852
+  _globals['_LEDGERSTATUSRESPONSE']._serialized_start=855
+  _globals['_LEDGERSTATUSRESPONSE']._serialized_end=1186
+  _globals['_LEDGERSTATUSRESPONSE_COUNTERSENTRY']._serialized_start=1139
+  _globals['_LEDGERSTATUSRESPONSE_COUNTERSENTRY']._serialized_end=1186
+  _globals['_LEDGERFORKSREQUEST']._serialized_start=1188
+  _globals['_LEDGERFORKSREQUEST']._serialized_end=1208
+  _globals['_LEDGERFORKSRESPONSE']._serialized_start=1210
+  _globals['_LEDGERFORKSRESPONSE']._serialized_end=1273
+  _globals['_LEDGEREXPORTREQUEST']._serialized_start=1275
+  _globals['_LEDGEREXPORTREQUEST']._serialized_end=1348
+  _globals['_LEDGEREXPORTRESPONSE']._serialized_start=1350
+  _globals['_LEDGEREXPORTRESPONSE']._serialized_end=1422
+  _globals['_LEDGERIMPORTREQUEST']._serialized_start=1424
+  _globals['_LEDGERIMPORTREQUEST']._serialized_end=1462
+  _globals['_LEDGERIMPORTRESPONSE']._serialized_start=1464
+  _globals['_LEDGERIMPORTRESPONSE']._serialized_end=1569
+  _globals['_LEDGERLINESREQUEST']._serialized_start=1571
+  _globals['_LEDGERLINESREQUEST']._serialized_end=1630
+  _globals['_LEDGERLINESRESPONSE']._serialized_start=1632
+  _globals['_LEDGERLINESRESPONSE']._serialized_end=1708
+  _globals['_LINE']._serialized_start=1710
+  _globals['_LINE']._serialized_end=1797
+  _globals['_LEDGERSETLINEREQUEST']._serialized_start=1799
+  _globals['_LEDGERSETLINEREQUEST']._serialized_end=1851
+  _globals['_LEDGERSETLINERESPONSE']._serialized_start=1853
+  _globals['_LEDGERSETLINERESPONSE']._serialized_end=1876
+  _globals['_LEDGER']._serialized_start=1990
+  _globals['_LEDGER']._serialized_end=2574
 # @@protoc_insertion_point(module_scope)

@@ -233,12 +233,13 @@ class LedgerAuditResponse(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    IS_NOTE_FIELD_NUMBER: _builtins.int
     receipt_id: _builtins.str
     """Empty when the finding is about no single entry."""
     task_id: _builtins.str
     """Empty when the finding is about no single task."""
     check: _builtins.str
-    """"signatures", "chain", "amount", "totals", "rerun"."""
+    """"signatures", "chain", "amount", "totals", "rerun", "module"."""
     is_good: _builtins.bool
     detail: _builtins.str
     is_skipped: _builtins.bool
@@ -248,6 +249,8 @@ class LedgerAuditResponse(_message.Message):
     done: _builtins.int
     """So much of *total* is done: entries, or re-runs."""
     total: _builtins.int
+    is_note: _builtins.bool
+    """Worth knowing, but no bill is wrong by it: neither good nor bad."""
     def __init__(
         self,
         *,
@@ -260,10 +263,11 @@ class LedgerAuditResponse(_message.Message):
         evidence: _builtins.str = ...,
         done: _builtins.int = ...,
         total: _builtins.int = ...,
+        is_note: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "detail", b"detail", "done", b"done", "evidence", b"evidence", "is_good", b"is_good", "is_skipped", b"is_skipped", "receipt_id", b"receipt_id", "task_id", b"task_id", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "detail", b"detail", "done", b"done", "evidence", b"evidence", "is_good", b"is_good", "is_note", b"is_note", "is_skipped", b"is_skipped", "receipt_id", b"receipt_id", "task_id", b"task_id", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

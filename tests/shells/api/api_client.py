@@ -21,6 +21,7 @@ from mesh.v1 import (
     ledger_pb2_grpc,
     market_pb2,
     market_pb2_grpc,
+    modules_pb2_grpc,
     node_pb2_grpc,
     tasks_pb2_grpc,
 )
@@ -40,6 +41,7 @@ class Client:
         self.tasks = tasks_pb2_grpc.TasksStub(channel)
         self.node = node_pb2_grpc.NodeStub(channel)
         self.files = files_pb2_grpc.FilesStub(channel)
+        self.modules = modules_pb2_grpc.ModulesStub(channel)
         self.ledger = ledger_pb2_grpc.LedgerStub(channel)
 
     async def ask(self, call: Callable[..., T], *args: object) -> T:

@@ -17,6 +17,7 @@ from mesh.api.door import (
     Intake,
     LedgerView,
     LineView,
+    ModuleView,
     NodeView,
     Numbered,
     PeerView,
@@ -29,10 +30,14 @@ from mesh.market.order import Answer, Order, State, TaskRecord
 from mesh.messages import Offer, Work
 from mesh.notices import Moved, Notice
 from mesh.resources.capacity import Capacity
+from mesh.runtime.origin import Origin
+from mesh.runtime.rewrite import Policy
 
 OWN = PeerId(b"\x01" * 32)
 OTHER = PeerId(b"\x02" * 32)
 MODULE = cid_of(RAW, b"\0asm")
+MOVABLE = cid_of(RAW, b"\0asm that moves")
+MAKER = "mesh-1/binaryen-116"
 ENTRY = EntryId(b"\x0e" * 32)
 TASK = task_id(OWN, b"the first")
 
@@ -141,6 +146,7 @@ class MemoryDoor:
         self.lines_set: list[tuple[PeerId, int]] = []
         self.migrated: list[tuple[TaskId, PeerId | None]] = []
         self.draining = False
+        self.instrumented: list[tuple[Cid, Policy, bool]] = []
         self.raises: Exception | None = None
         self.slots_max = 1000
         self.upload_max = 1 << 30
@@ -289,6 +295,15 @@ class MemoryDoor:
         if buyer == OWN:
             raise Refused("buyer: that is this node itself")
         self.lines_set.append((buyer, limit))
+
+    async def instrument(self, module: Cid, policy: Policy, *, or_as_it_is: bool) -> ModuleView:
+        self.instrumented.append((module, policy, or_as_it_is))
+        if module != MODULE:
+            raise NotFound(f"{format_cid(module)} is not here")
+        return ModuleView(MOVABLE, is_movable=True, origin=Origin(module, MAKER, policy))
+
+    async def describe_module(self, module: Cid) -> ModuleView:
+        return ModuleView(module, is_movable=False, reason="it has a start function")
 
     async def put_file(self, name: str, chunks: AsyncIterator[bytes]) -> Cid:
         data = b""

@@ -10,7 +10,20 @@ import pytest
 import trio
 import trio.testing
 from api_client import Fault, bid_request, connected, serving
-from api_door import ANSWER, ENTRY, MODULE, OTHER, OWN, RECEIPT, TASK, MemoryDoor, moved, record
+from api_door import (
+    ANSWER,
+    ENTRY,
+    MAKER,
+    MODULE,
+    MOVABLE,
+    OTHER,
+    OWN,
+    RECEIPT,
+    TASK,
+    MemoryDoor,
+    moved,
+    record,
+)
 from attrs import evolve
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
@@ -33,10 +46,12 @@ from mesh.ids import (
 )
 from mesh.market.order import State
 from mesh.notices import Answered, Asked, Awarded, OfferAged
+from mesh.runtime.rewrite import Policy
 from mesh.v1 import (
     files_pb2,
     ledger_pb2,
     market_pb2,
+    modules_pb2,
     node_pb2,
     order_pb2,
     tasks_pb2,
@@ -332,6 +347,28 @@ async def test_an_import_is_summed_over_its_messages() -> None:
     assert door.taken_in == [b"one", b"two", b"three"]
     assert (told.added, told.known, told.refused) == (3, 3, 6)
     assert (told.early, told.over_budget) == (9, 12)
+
+
+async def test_modules_are_made_movable_and_described() -> None:
+    door = MemoryDoor()
+    ask = modules_pb2.ModulesInstrumentRequest
+    async with serving(door) as (client, _):
+        request = ask(module=format_cid(MODULE), policy=modules_pb2.MODULE_POLICY_ALL)
+        made = (await client.ask(client.modules.Instrument, request)).module
+        request = ask(module=format_cid(MODULE), or_as_it_is=True)
+        await client.ask(client.modules.Instrument, request)
+        described = modules_pb2.ModulesDescribeRequest(module=format_cid(MODULE))
+        plain = (await client.ask(client.modules.Describe, described)).module
+        away = await client.fail(client.modules.Instrument, ask(module=format_cid(MOVABLE)))
+        wrong = await client.fail(client.modules.Instrument, ask(module="baf"))
+        odd = ask(module=format_cid(MODULE), policy=7)  # type: ignore[arg-type]
+        unknown = await client.fail(client.modules.Instrument, odd)
+    assert door.instrumented[:2] == [(MODULE, Policy.ALL, False), (MODULE, Policy.OUTER, True)]
+    assert (made.module, made.is_movable) == (format_cid(MOVABLE), True)
+    assert (made.source, made.instrumenter, made.policy) == (format_cid(MODULE), MAKER, "all")
+    assert (plain.source, plain.reason) == ("", "it has a start function")
+    assert away.code == grpc.StatusCode.NOT_FOUND
+    assert [fault.field for fault in (wrong, unknown)] == ["module", "policy"]
 
 
 async def test_lines_come_in_pages_and_are_set_one_by_one() -> None:

@@ -21,6 +21,7 @@ from mesh.api.door import (
     Intake,
     LedgerView,
     LineView,
+    ModuleView,
     NodeView,
     Numbered,
     PeerView,
@@ -33,12 +34,17 @@ from mesh.market.order import Answer, Order, State, TaskRecord
 from mesh.messages import Offer, Result, Work
 from mesh.notices import Answered, Asked, Awarded, Moved, Notice, Progressed
 from mesh.resources.capacity import Capacity
+from mesh.runtime.origin import Origin
+from mesh.runtime.rewrite import Policy
 
 ME, ANN, BOB = (PeerId(bytes([number]) * 32) for number in (1, 2, 3))
 ALLOC, SETTLE = EntryId(b"\xaa" * 32), EntryId(b"\xbb" * 32)
 SOLD = Capacity(1500, 4 << 30, 20 << 30, 2)
 HOSTILE = "cheap\x1b[2J"
 """A bidder's words that try to clear the reader's screen."""
+
+MOVES = b" moves"
+"""The end of a module that can be moved."""
 
 LOW = Answer(1, ANN, 40_000, 989, 1200, 5, True, HOSTILE, "")
 HIGH = Answer(1, BOB, 50_000, 950, 1500, 3, True, "warm", "")
@@ -55,6 +61,7 @@ class MemoryDoor:
         self.requests: list[BidRequest] = []
         self.cancelled: list[TaskId] = []
         self.bad_findings = 0
+        self.notes = 0
         self.audits: list[AuditRequest] = []
         self.length = 1
         """Entries that an audit says it looks at."""
@@ -66,6 +73,8 @@ class MemoryDoor:
         self.taken_in: list[bytes] = []
         self.refuses = 0
         self.limits = {BOB: 50_000}
+        self.has_binaryen = False
+        self.origins: dict[Cid, Origin] = {}
         self._seq = 0
 
     async def bid(self, request: BidRequest) -> TaskId:
@@ -244,6 +253,8 @@ class MemoryDoor:
             yield Finding(
                 SETTLE, request.task, "rerun", good, detail, evidence=self.evidence, done=1, total=1
             )
+            for _ in range(self.notes):
+                yield Finding(SETTLE, None, "module", False, "not what it says", is_note=True)
             yield Finding(ALLOC, None, "rerun", False, "its blocks are gone", is_skipped=True)
 
     async def ledger(self) -> LedgerView:
@@ -297,6 +308,25 @@ class MemoryDoor:
         cid = cid_of(ids.DAG_PB, repr(sorted(files)).encode())
         self.folders[cid] = files
         return cid
+
+    async def instrument(self, module: Cid, policy: Policy, *, or_as_it_is: bool) -> ModuleView:
+        view = await self.describe_module(module)
+        if view.is_movable:
+            return view
+        if self.has_binaryen:
+            made = self._block(self.blocks[module] + MOVES)
+            self.origins[made] = Origin(module, "mesh-1/binaryen-116", policy)
+            return await self.describe_module(made)
+        if or_as_it_is:
+            return view
+        raise Refused(view.reason, "install wasm-opt")
+
+    async def describe_module(self, module: Cid) -> ModuleView:
+        if module not in self.blocks:
+            raise NotFound(f"{ids.format_cid(module)} is not here")
+        if self.blocks[module].endswith(MOVES):
+            return ModuleView(module, is_movable=True, origin=self.origins.get(module))
+        return ModuleView(module, is_movable=False, reason=f"no Binaryen is here {HOSTILE}")
 
     async def put_file(self, name: str, chunks: AsyncIterator[bytes]) -> Cid:
         data = b""

@@ -71,6 +71,26 @@ def test_an_ipfs_daemon_is_named_with_its_version() -> None:
     assert "daemon 0.39.0" in check.detail
 
 
+def test_no_binaryen_is_fine_and_one_that_bills_wrong_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MESH_BINARYEN", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = doctor.check_binaryen()
+    assert (check.verdict, check.fix) == (Verdict.OK, "")
+    assert "none" in check.detail
+    program = tmp_path / "wasm-opt"
+    for version, verdict in (("116", Verdict.OK), ("132", Verdict.WARN), ("", Verdict.WARN)):
+        program.write_text(f"#!/bin/sh\necho wasm-opt version {version}\n")
+        program.chmod(0o755)
+        check = doctor.check_binaryen()
+        assert check.verdict == verdict
+        assert version in check.detail
+    monkeypatch.setenv("MESH_BINARYEN", str(tmp_path / "none"))
+    check = doctor.check_binaryen()
+    assert (check.verdict, "which is no file" in check.detail) == (Verdict.WARN, True)
+
+
 def test_a_port_of_another_program_is_a_warning_unless_our_node_runs() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import trio
-from cli_door import HOSTILE, MemoryDoor
+from cli_door import HOSTILE, MOVES, MemoryDoor
 from click.testing import CliRunner, Result
 
+from mesh import ids
 from mesh.api.server import ApiServer, open_api
 from mesh.cli.main import cli
-from mesh.client import Limits, NotFound, NotPlaced, TaskFailed, TimedOut, connect
+from mesh.cli.words import clean, short_cid
+from mesh.client import BadRequest, Limits, NotFound, NotPlaced, TaskFailed, TimedOut, connect
 from mesh.paths import find_home
 from mesh.v1 import ledger_pb2, node_pb2, order_pb2
 
@@ -80,7 +82,7 @@ async def test_submit_tells_the_story_and_ends_with_the_tasks_exit_code(node: No
     )
     assert result.exit_code == 0, result.stderr
     told = result.stderr.splitlines()
-    assert told[1] == "auction 1: asked 2 nodes"
+    assert told[2] == "auction 1: asked 2 nodes"
     assert any("bid" in line and "0.0400 cr" in line and "98 % on time" in line for line in told)
     assert any("won" in line and "best score" in line for line in told)
     assert any(line.startswith("running on …") for line in told)
@@ -106,6 +108,78 @@ async def test_what_was_asked_for_is_what_the_node_is_asked_for(node: Node) -> N
     assert asked == (500, 1 << 30, 2 << 20, 5_000_000, 30_000)
     bid = (request.deadline_ms, request.max_price, request.fee, request.priority, request.features)
     assert bid == (120_000, 50_000, 10_000, 7, ("wasm",))
+
+
+# --- modules that move
+
+
+async def test_a_module_is_made_movable_where_the_node_can(node: Node) -> None:
+    node.door.has_binaryen = True
+    result = await node.mesh("submit", "--", node.module("ok"))
+    assert result.exit_code == 0, result.stderr
+    (request,) = node.door.requests
+    assert node.door.blocks[request.module] == b"ok it" + MOVES
+    source = ids.format_cid(ids.cid_of(ids.RAW, b"ok it"))
+    said = f"can be moved: made of {short_cid(source)} by mesh-1/binaryen-116 (outer)"
+    assert result.stderr.splitlines()[0] == f"the module {said}"
+    assert f"module {said}" in " ".join((await node.mesh("inspect", "@last")).stdout.split())
+    facts = (await node.json("inspect", "@last"))["module"]
+    assert (facts["is_movable"], facts["source"], facts["policy"]) == (True, source, "outer")
+
+
+async def test_where_it_cannot_it_is_submitted_as_it_is_and_the_reason_told(node: Node) -> None:
+    result = await node.mesh("submit", "--", node.module("ok"))
+    assert result.exit_code == 0, result.stderr
+    (request,) = node.door.requests
+    assert node.door.blocks[request.module] == b"ok it"
+    told = f"the module cannot be moved: no Binaryen is here {clean(HOSTILE)}"
+    assert result.stderr.splitlines()[0] == told
+    shown = await node.mesh("inspect", "@last")
+    assert clean(f"cannot be moved: no Binaryen is here {HOSTILE}") in shown.stdout
+
+
+async def test_who_insists_is_told_the_way_out_and_nothing_is_submitted(node: Node) -> None:
+    result = await node.mesh("submit", "--movable=yes", "--", node.module("ok"))
+    assert result.exit_code == 2
+    assert "error: no Binaryen is here" in result.stderr
+    assert "hint: install wasm-opt" in result.stderr
+    assert node.door.requests == []
+
+
+async def test_who_does_not_want_it_gets_the_module_as_it_is(node: Node) -> None:
+    node.door.has_binaryen = True
+    result = await node.mesh("submit", "--movable=no", "--", node.module("ok"))
+    assert "moved" not in result.stderr
+    (request,) = node.door.requests
+    assert node.door.blocks[request.module] == b"ok it"
+
+
+async def test_a_module_made_movable_by_hand_goes_as_it_is(node: Node) -> None:
+    node.door.has_binaryen = True
+    made = await node.json("module", "instrument", "--policy=all", node.module("ok"))
+    assert (made["schema"], made["is_movable"], made["policy"]) == ("mesh.module/v1", True, "all")
+    node.door.has_binaryen = False
+    shown = await node.mesh("module", "show", f"cid:{made['module']}")
+    assert f"source   {made['source']}" in shown.stdout
+    result = await node.mesh("submit", "--movable=yes", "--", f"cid:{made['module']}")
+    assert result.exit_code == 0, result.stderr
+    assert [ids.format_cid(each.module) for each in node.door.requests] == [made["module"]]
+
+
+async def test_the_sdk_does_the_same(node: Node) -> None:
+    node.door.has_binaryen = True
+    home = find_home({"MESH_HOME": str(node.folder / "home")})
+
+    def submit() -> None:
+        with connect(home=home, environ={}) as client:
+            client.submit(node.module("ok"))
+            client.submit(node.module("ok"), movable="no")
+            with pytest.raises(BadRequest, match="perhaps"):
+                client.submit(node.module("ok"), movable="perhaps")
+
+    await trio.to_thread.run_sync(submit)
+    modules = [node.door.blocks[request.module] for request in node.door.requests]
+    assert modules == [b"ok it" + MOVES, b"ok it"]
 
 
 async def test_a_failed_task_is_exit_code_1_and_still_prints_its_record(node: Node) -> None:
@@ -182,6 +256,8 @@ async def test_ps_inspect_and_wait_agree(node: Node) -> None:
     (row,) = listed["tasks"]
     record = await node.json("inspect", row["task_id"][:8])
     assert record["schema"] == "mesh.task/v1"
+    module = record.pop("module")
+    assert (module["module"], module["is_movable"]) == (record["work"]["module"], False)
     assert list(record)[1:] == [field.name for field in order_pb2.Task.DESCRIPTOR.fields]
     assert record["state"] == "done"
     assert [answer["verdict"] for answer in record["answers"]] == ["won", "dearer by 10000 µcr"]
@@ -308,6 +384,17 @@ async def test_an_audit_that_holds_is_exit_code_0(node: Node) -> None:
     verdict = await node.json("audit")
     assert (verdict["schema"], verdict["is_good"]) == ("mesh.audit/v1", True)
     assert len(verdict["findings"]) == 2
+
+
+async def test_a_module_that_is_not_what_it_says_is_noted_and_no_bill_is_wrong(node: Node) -> None:
+    node.door.notes = 1
+    result = await node.mesh("audit", "--rerun")
+    assert result.exit_code == 0, result.stderr
+    assert "note module" in result.stdout
+    assert "5 checks, 3 good, 0 bad, 1 not possible, 1 to note" in result.stderr
+    found = (await node.json("audit", "--rerun"))["findings"]
+    (note,) = [each for each in found if each["is_note"]]
+    assert (note["check"], note["is_good"], note["is_skipped"]) == ("module", False, False)
 
 
 async def test_an_audit_that_does_not_hold_is_exit_code_6(node: Node) -> None:

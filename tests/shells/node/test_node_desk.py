@@ -29,6 +29,7 @@ from mesh.ids import TaskId
 from mesh.kernel import Kernel
 from mesh.market.own_chain import read_past
 from mesh.notices import Progressed
+from mesh.publishing import Publishing
 from mesh.replication import Replication
 from mesh.rerun import Rerunner
 from mesh.rumours import Rumours
@@ -99,7 +100,9 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
             credit=kernel.credit,
             tier=Tier(),
         )
-        rerunner = Rerunner(KEY.peer, hands.blocks, hands.workshop, hands.performer.fetch)
+        publishing = Publishing(hands.blocks, folder / "scratch", folder / "publishing")
+        fetch = hands.performer.fetch
+        rerunner = Rerunner(KEY.peer, hands.blocks, hands.workshop, fetch, publishing)
         auditor = Auditor(KEY.peer, hands.ledger, reading, rerunner)
         yield (
             Desk(
@@ -113,6 +116,7 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
                 quota=quota,
                 bookkeeper=bookkeeper,
                 auditor=auditor,
+                publishing=publishing,
                 scratch=folder / "scratch",
                 agent="test",
                 started_at=0.0,

@@ -209,7 +209,7 @@ async def test_a_worker_has_given_up_all_it_does_not_need(supervisor: Supervisor
     assert limits["Max file size"] == [str(5 << 20)] * 2
     assert limits["Max processes"] == ["0", "0"]
     assert limits["Max open files"] == ["320", "320"]
-    assert limits["Max data size"] == [str((8 << 20) + (1 << 30))] * 2
+    assert limits["Max data size"] == [str(2 * (8 << 20) + (1 << 30))] * 2
     assert limits["Max cpu time"][0] != "unlimited"
     assert {line.split("=")[0] for line in seen["environ"].split("\0")} <= {
         "",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import attrs
@@ -16,22 +17,36 @@ import wasmtime
 from runtime_jobs import HOSTILE, ROOT
 
 from mesh.errors import Refused
-from mesh.ids import DAG_PB, RAW, cid_of
-from mesh.migration.snapshot import TREES, Snapshot, decode, encode
+from mesh.ids import RAW, cid_of
+from mesh.migration.snapshot import (
+    PIECE,
+    REGION,
+    TREES,
+    Pages,
+    Snapshot,
+    decode,
+    encode_frame,
+    encode_head,
+)
 from mesh.runtime import engine as engine_module
 from mesh.runtime.capture import capture, restore
-from mesh.runtime.engine import Guest, GuestMemory, open_engine
+from mesh.runtime.engine import GuestMemory, open_engine
 from mesh.runtime.files import Files
 from mesh.runtime.instrument import Binaryen, find_binaryen, instrument
 from mesh.runtime.manifest import METER
 from mesh.runtime.module import check_module
+from mesh.runtime.pages import Kept
 from mesh.runtime.rewrite import Policy
-from mesh.runtime.suspension import PIECE, Image, MovableGuest
+from mesh.runtime.suspension import Image, MovableGuest
 from mesh.runtime.trees import Tree
 from mesh.runtime.wasi import Exit, Wasi
 
 MOVABLE = ROOT / "tests/guests/hostile.movable.wasm"
 PLENTY = 10**9
+MEMORY = 8 << 20
+
+Still = tuple[Image, tuple[Pages, ...]]
+"""A guest that was suspended."""
 
 
 class Run:
@@ -47,6 +62,8 @@ class Run:
         self.engine, self.module = engine, module
         self.fuel = PLENTY
         self.moves = 0
+        self.stays = False
+        """Whether it goes on in the guest that was suspended."""
         self.guest: MovableGuest | None = None
         self.wasi = Wasi(
             ("task", *args),
@@ -62,40 +79,57 @@ class Run:
         assert self.guest is not None
         return self.guest
 
-    def enter(self, image: Image | None = None) -> MovableGuest:
+    def enter(self, still: Still | None = None) -> MovableGuest:
         def call(name: str, memory: GuestMemory, args: tuple[int, ...]) -> int:
             return self.wasi.call(name, memory, args)
 
+        image, pages = still or (None, ())
         self.guest = MovableGuest(
-            self.engine, self.module, fuel=self.fuel, memory=8 << 20, call=call, image=image
+            self.engine,
+            self.module,
+            fuel=self.fuel,
+            memory=MEMORY,
+            call=call,
+            image=image,
+            pages=pages,
         )
         return self.guest
 
     def finish(
-        self, on_slice: Callable[[], None], image: Image | None = None
+        self, on_slice: Callable[[], None], still: Still | None = None
     ) -> tuple[str, bytes, int]:
         """How it ends, what it said, and what that cost."""
         end = "returned"
-        self.enter(image)
+        self.enter(still)
         try:
             while self.open().advance(on_slice):
                 self.moves += 1
-                self.enter(self.open().image())
+                if self.stays:
+                    self.open().wake()
+                else:
+                    self.enter(still_of(self.open()))
         except Exit as exited:
             end = f"exit {exited.code}"
         except wasmtime.Trap as trap:
             end = str(trap.trap_code)
         return end, bytes(self.wasi.stdout.data), self.open().fuel_used
 
-    def suspend(self) -> Image:
+    def suspend(self) -> Still:
         guest = self.enter()
         assert guest.advance(guest.request)
-        return guest.image()
+        return still_of(guest)
+
+
+def still_of(guest: MovableGuest) -> Still:
+    with TemporaryDirectory() as folder:
+        kept = Kept(Path(folder) / "image", MEMORY)
+        guest.keep(kept)
+        return guest.image(), tuple(kept.pages())
 
 
 @pytest.fixture(scope="module")
 def engine() -> wasmtime.Engine:
-    return open_engine(can_move=True)
+    return open_engine()
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +152,7 @@ def test_the_committed_guest_can_be_moved_and_the_others_cannot() -> None:
         (("memory",), None),
     ],
 )
-@pytest.mark.parametrize("size", [1_000_000, 10_007])
+@pytest.mark.parametrize(("size", "stays"), [(1_000_000, False), (10_007, False), (10_007, True)])
 def test_output_end_and_fuel_are_those_of_an_unmoved_run(
     engine: wasmtime.Engine,
     module: wasmtime.Module,
@@ -126,13 +160,14 @@ def test_output_end_and_fuel_are_those_of_an_unmoved_run(
     args: tuple[str, ...],
     end: str | None,
     size: int,
+    stays: bool,
 ) -> None:
     monkeypatch.setattr(engine_module, "SLICE", size)
     unmoved = Run(engine, module, *args)
     unmoved.fuel = 8_000_000
     expected = unmoved.finish(lambda: None)
     moved = Run(engine, module, *args)
-    moved.fuel = 8_000_000
+    moved.fuel, moved.stays = 8_000_000, stays
     slices = 0
 
     def suspend_often() -> None:
@@ -177,8 +212,8 @@ def test_only_pages_that_changed_are_taken_along(
     engine: wasmtime.Engine, module: wasmtime.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "SLICE", 100_000)
-    image = Run(engine, module, "spin", "3").suspend()
-    assert 0 < len(image.pieces) * PIECE < image.size / 2
+    image, pages = Run(engine, module, "spin", "3").suspend()
+    assert 0 < sum(len(data) for _, _, data in pages) < image.size / 2
     assert image.fuel > 100_000
 
 
@@ -189,10 +224,10 @@ from typing import Any
 from test_runtime_suspension import MOVABLE, Run
 from mesh.runtime.engine import open_engine
 import wasmtime
-engine = open_engine(can_move=True)
+engine = open_engine()
 run = Run(engine, wasmtime.Module(engine, MOVABLE.read_bytes()), "spin", "3")
-image = pickle.loads(sys.stdin.buffer.read())
-sys.stdout.buffer.write(pickle.dumps(run.finish(lambda: None, image)))
+still = pickle.loads(sys.stdin.buffer.read())
+sys.stdout.buffer.write(pickle.dumps(run.finish(lambda: None, still)))
 """
 
 
@@ -201,11 +236,11 @@ def test_it_wakes_in_another_process(
 ) -> None:
     expected = Run(engine, module, "spin", "3").finish(lambda: None)
     monkeypatch.setattr(engine_module, "SLICE", 1_000_000)
-    image = Run(engine, module, "spin", "3").suspend()
+    still = Run(engine, module, "spin", "3").suspend()
     path = [str(Path(__file__).parent), str(ROOT)]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}\n{WAKE}"],
-        input=pickle.dumps(image),
+        input=pickle.dumps(still),
         capture_output=True,
         check=True,
     )
@@ -224,41 +259,40 @@ def test_a_snapshot_wakes_somewhere_else(
     trees = (Tree(TREES[0], None), *here)
     expected = Run(engine, module, "spin", "3", trees=trees).finish(lambda: None)
     run = Run(engine, module, "spin", "3", trees=trees)
-    image = run.suspend()
+    still = run.suspend()
     for _ in range(10):
-        data = b"".join(encode(snapshot_of(image, run)))
+        data = bytes_of(still, run)
         run.wasi.files.close_all()
-        woken = decode(data)
+        woken, pages = decode(memoryview(data))
         run = Run(engine, module, "spin", "3", trees=trees)
         restore(run.wasi, trees, woken.calls, woken.stdout, woken.stderr)
-        guest = run.enter(image_of(woken))
+        guest = run.enter((image_of(woken), tuple(pages)))
         assert guest.advance(guest.request)
-        assert guest.fuel_used > image.fuel
-        image = guest.image()
-    assert run.finish(lambda: None, image) == expected
+        assert guest.fuel_used > woken.fuel
+        still = still_of(guest)
+    assert run.finish(lambda: None, still) == expected
 
 
-def snapshot_of(image: Image, run: Run) -> Snapshot:
-    return Snapshot(
+def bytes_of(still: Still, run: Run) -> bytes:
+    image, pages = still
+    snapshot = Snapshot(
         module=cid_of(RAW, MOVABLE.read_bytes()),
         job=cid_of(RAW, b"job"),
         meter=METER,
-        out=cid_of(DAG_PB, b""),
-        tmp=cid_of(DAG_PB, b""),
         fuel=image.fuel,
-        moves=1,
         size=image.size,
         variables=image.variables,
         calls=capture(run.wasi),
         stack=image.stack,
         stdout=bytes(run.wasi.stdout.data),
         stderr=bytes(run.wasi.stderr.data),
-        pieces=image.pieces,
+        regions={number: mask for number, mask, _ in pages},
     )
+    return b"".join((encode_head(snapshot), *(encode_frame(data) for _, _, data in pages)))
 
 
 def image_of(woken: Snapshot) -> Image:
-    return Image(woken.size, woken.pieces, woken.variables, woken.stack, woken.fuel)
+    return Image(woken.size, woken.variables, woken.stack, woken.fuel)
 
 
 @pytest.mark.parametrize(
@@ -267,9 +301,6 @@ def image_of(woken: Snapshot) -> Image:
         {"size": 1 << 16},
         {"size": (1 << 20) + 1},
         {"size": 1 << 31},
-        {"pieces": {-1: bytes(PIECE)}},
-        {"pieces": {1 << 20: bytes(PIECE)}},
-        {"pieces": {0: bytes(PIECE - 1)}},
         {"variables": ()},
         {"variables": ((1, 0),)},
         {"stack": bytes(1 << 23)},
@@ -285,9 +316,44 @@ def test_an_image_that_is_none_of_the_module_is_refused(
 ) -> None:
     monkeypatch.setattr(engine_module, "SLICE", 100_000)
     run = Run(engine, module, "spin", "3")
-    image = run.suspend()
+    image, pages = run.suspend()
     with pytest.raises(Refused):
-        run.enter(attrs.evolve(image, **change))
+        run.enter((attrs.evolve(image, **change), pages))
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [(-1, 1, bytes(PIECE)), (1 << 20, 1, bytes(PIECE)), (0, 1, bytes(PIECE - 1)), (0, 3, b"")],
+    ids=lambda pages: str(pages[:2]),
+)
+def test_pages_that_are_none_of_the_memory_are_refused(
+    engine: wasmtime.Engine,
+    module: wasmtime.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    pages: Pages,
+) -> None:
+    monkeypatch.setattr(engine_module, "SLICE", 100_000)
+    run = Run(engine, module, "spin", "3")
+    image, _ = run.suspend()
+    with pytest.raises(Refused):
+        run.enter((image, (pages,)))
+
+
+def test_pages_side_by_side_and_apart_come_to_their_places(
+    engine: wasmtime.Engine, module: wasmtime.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "SLICE", 100_000)
+    run = Run(engine, module, "spin", "3")
+    image, _ = run.suspend()
+    mask = 0b1110_1101
+    data = b"".join(bytes((n + 1,)) * PIECE for n in range(6))
+    last = image.size // REGION - 1
+    memory = run.enter((image, ((last, mask, data),))).memory
+    found = memory.read(last * REGION, 8 * PIECE)
+    taken = [found[n * PIECE] for n in range(8)]
+    assert [one for n, one in enumerate(taken) if mask >> n & 1] == [1, 2, 3, 4, 5, 6]
+    assert taken[1] not in range(2, 7)
+    assert all(found[n * PIECE : (n + 1) * PIECE] == bytes((taken[n],)) * PIECE for n in (0, 3, 7))
 
 
 @pytest.mark.parametrize("stack", [b"", bytes(64), b"\xff" * 64])
@@ -298,38 +364,11 @@ def test_a_stack_that_lies_ends_the_guest_and_nothing_else(
     assert engine_slice > 1_000_000
     run = Run(engine, module, "spin", "3")
     run.fuel = 3_000_000
-    image = Image(
-        size=run.enter().memory.size, pieces={}, variables=((0, 65536),), stack=stack, fuel=0
-    )
-    guest = run.enter(image)
+    size = run.enter().memory.size
+    guest = run.enter((Image(size=size, variables=((0, 65536),), stack=stack, fuel=0), ()))
     with suppress(Refused, wasmtime.Trap, Exit):
         assert not guest.advance(lambda: None)
     assert guest.fuel_used <= run.fuel
-
-
-def count(engine: wasmtime.Engine) -> tuple[int, bytes]:
-    """Fuel and output of an ordinary guest."""
-
-    def call(name: str, memory: GuestMemory, args: tuple[int, ...]) -> int:
-        return wasi.call(name, memory, args)
-
-    module = wasmtime.Module(engine, HOSTILE.read_bytes())
-    guest = Guest(engine, module, fuel=PLENTY, memory=8 << 20, call=call)
-    wasi = Wasi(
-        ("task", "spin", "3"),
-        (),
-        Files((), 0),
-        seed=bytes(16),
-        t0_ns=0,
-        stdout_max=100,
-        fuel_used=lambda: guest.fuel_used,
-    )
-    guest.run(lambda: None)
-    return guest.fuel_used, bytes(wasi.stdout.data)
-
-
-def test_a_second_memory_changes_no_count_of_ordinary_modules(engine: wasmtime.Engine) -> None:
-    assert count(engine) == count(open_engine())
 
 
 @pytest.fixture(scope="module")

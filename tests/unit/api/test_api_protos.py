@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mesh.api.services import SERVICES, Stream, Unary, Upload
-from mesh.v1 import files_pb2, ledger_pb2, market_pb2, node_pb2, tasks_pb2
+from mesh.v1 import files_pb2, ledger_pb2, market_pb2, modules_pb2, node_pb2, tasks_pb2
 
 ROOT = Path(__file__).parents[3]
-FILES = (market_pb2, tasks_pb2, node_pb2, files_pb2, ledger_pb2)
+FILES = (market_pb2, tasks_pb2, node_pb2, files_pb2, modules_pb2, ledger_pb2)
 
 
 @pytest.mark.slow

@@ -10,28 +10,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import PeerError
+from mesh.migration.snapshot import HEAD_MAX
 from mesh.runtime.frames import (
     DETAIL_MAX,
     FRAME_MAX,
     HEADER,
+    REGIONS_MAX,
     Ended,
     Failed,
+    Go,
+    Hold,
     Progress,
     Ready,
     Report,
     RunJob,
     StartedRunning,
+    Still,
+    Unmoved,
+    Withdraw,
     decode_report,
     decode_run,
+    decode_word,
     encode_report,
     encode_run,
+    encode_word,
     frame_length,
 )
 from mesh.runtime.manifest import STDOUT_MAX
 
 REPORTS: list[Report] = [
     Ready(),
-    StartedRunning(),
+    StartedRunning(can_move=True),
+    Still(b"head", (0, 3, REGIONS_MAX - 1)),
+    Still(bytes(HEAD_MAX), tuple(range(REGIONS_MAX))),
+    Unmoved("not now"),
     Progress(10**15, 1 << 40),
     Ended("trapped", 0, "stack overflow", 123, b"out", b"err"),
     Ended("exited", 2**32 - 1, "", 2**62, bytes(STDOUT_MAX), bytes(STDOUT_MAX)),
@@ -47,8 +59,15 @@ def test_a_report_comes_back_from_its_frame(report: Report) -> None:
 
 
 def test_a_run_comes_back_from_its_frame() -> None:
-    run = RunJob(b"job", "/module", (("a", "/a"), ("b", "/b")), "/scratch", "/cache")
+    run = RunJob(b"job", "/module", (("a", "/a"), ("b", "/b")), "/scratch", "/cache", "/state", 7)
     assert decode_run(encode_run(run)[HEADER:]) == run
+
+
+def test_a_word_comes_back_from_its_frame() -> None:
+    for word in (Hold(), Go(), Withdraw()):
+        assert decode_word(encode_word(word)[HEADER:]) == word
+    with pytest.raises(PeerError):
+        decode_word(encode_report(Ready())[HEADER:])
 
 
 def test_a_detail_is_cut() -> None:
@@ -79,7 +98,18 @@ def test_a_frame_beyond_its_size_is_refused_by_its_header() -> None:
         ["done", "exited", 0, "", 1, "", b""],
         ["done", "exited", 0, "", 1, bytes(STDOUT_MAX + 1), b""],
         ["failed", b"x"],
-        ["run", b"", "", [], "", ""],
+        ["started"],
+        ["started", 1],
+        ["unmoved", 1],
+        ["still", "head", []],
+        ["still", b"", 1],
+        ["still", b"", [1, 1]],
+        ["still", b"", [2, 1]],
+        ["still", b"", [-1]],
+        ["still", b"", [True]],
+        ["still", b"", [REGIONS_MAX]],
+        ["still", bytes(HEAD_MAX + 1), []],
+        ["run", b"", "", [], "", "", "", 0],
         {"a": 1},
     ],
 )
@@ -97,7 +127,7 @@ def test_any_bytes_are_a_report_or_the_peers_error(data: bytes) -> None:
 
 def test_a_damaged_report_is_another_or_the_peers_error() -> None:
     chance = random.Random(5)
-    whole = encode_report(REPORTS[3])[HEADER:]
+    whole = encode_report(REPORTS[6])[HEADER:]
     refused = 0
     for _ in range(2000):
         data = bytearray(whole)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import Refused
-from mesh.runtime.module import MODULE_BYTES_MAX, check_module, check_task
+from mesh.runtime.module import MODULE_BYTES_MAX, check_module
 
 ROOT = Path(__file__).resolve().parents[3]
 GUESTS = sorted([*ROOT.glob("tests/guests/*.wasm"), *ROOT.glob("mesh/examples/*.wasm")])
@@ -164,10 +164,3 @@ def test_a_damaged_module_is_refused_or_fine_never_a_crash() -> None:
             data[chance.randrange(1000)] = chance.randrange(256)
         with suppress(Refused):
             check_module(bytes(data))
-
-
-def test_a_module_made_to_be_moved_is_no_task_yet_and_says_what_is() -> None:
-    movable = (ROOT / "tests/guests/hostile.movable.wasm").read_bytes()
-    assert check_module(movable)
-    with pytest.raises(Refused, match="made to be moved"):
-        check_task(movable)
