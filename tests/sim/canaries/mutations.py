@@ -250,7 +250,7 @@ MUTATIONS = (
         "    if order.group is None:",
         "    if True:",
         ("S11",),
-        0,
+        10,
     ),
     Mutation(
         "who ran a copy that has ended is forgotten while another is open",
@@ -258,7 +258,7 @@ MUTATIONS = (
         "    return dict.fromkeys(task for group in groups if group for task in group.members)",
         "    return {}",
         ("S11",),
-        0,
+        19,
     ),
 )
 
