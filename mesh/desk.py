@@ -56,7 +56,7 @@ from mesh.prosecutor import Prosecutor
 from mesh.publishing import Publishing, source_here
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
-from mesh.runtime.execution import Workshop
+from mesh.runtime.interpreters import interpreter_of, pin_of
 from mesh.runtime.manifest import Job, check_module
 from mesh.runtime.rewrite import Policy
 from mesh.sansio import CancelRequested, DrainSet, MoveRequested, Submitted
@@ -91,7 +91,6 @@ class Desk:
     driver: Driver
     broadcast: Broadcast
     performer: Performer
-    workshop: Workshop
     network: Network
     blocks: DiskBlocks
     quota: int
@@ -185,9 +184,7 @@ class Desk:
         """Check the module, keep the inputs, write the manifest: one for all copies."""
         for what, root in (("module", request.module), *request.inputs):
             if not self.blocks.has(root):
-                raise NotFound(
-                    f"{what}: {format_cid(root)} is not at this node", "put the file first"
-                )
+                raise _missing(what, root)
         wasm = self.publishing.read(request.module)
         check_module(wasm)
         job = Job(
@@ -336,7 +333,8 @@ class Desk:
     # --- files ----------------------------------------------------------------------------------
 
     async def put_file(self, name: str, chunks: AsyncIterator[bytes]) -> Cid:
-        """Import a file. It stays for an hour, or for as long as a task uses it.
+        """Import a file. It stays for an hour, or for as long as a task uses it; an interpreter's
+        module stays.
 
         Raises Refused above the quota, Unavailable where the disk is full.
         """
@@ -350,6 +348,7 @@ class Desk:
                         self._count_upload(len(chunk))
                         await file.write(chunk)
                 link = await trio.to_thread.run_sync(files.add_path, self.blocks, path)
+            await trio.to_thread.run_sync(_keep_interpreter, self.blocks, link.cid)
         finally:
             self._uploads.bytes -= length
             with trio.CancelScope(shield=True):
@@ -406,3 +405,22 @@ def check_request(request: BidRequest) -> None:
         raise Refused("name or features: too long")
     if any(len(feature) > FEATURE_MAX for feature in request.features):
         raise Refused(f"features: at most {FEATURE_MAX} characters each")
+
+
+def _missing(what: str, root: Cid) -> NotFound:
+    interpreter = interpreter_of(root) if what == "module" else None
+    if interpreter is None:
+        return NotFound(f"{what}: {format_cid(root)} is not at this node", "put the file first")
+    return NotFound(
+        f"{interpreter.version} is not at this node yet", f"mesh runtime add {interpreter.name}"
+    )
+
+
+def _keep_interpreter(blocks: DiskBlocks, root: Cid) -> None:
+    """Pin *root*, once, where it is an interpreter's module: many tasks of the future need it."""
+    interpreter = interpreter_of(root)
+    if interpreter is None:
+        return
+    reason = pin_of(interpreter)
+    if not any((pin.root, pin.reason) == (root, reason) for pin in blocks.pins()):
+        blocks.pin(root, reason)

@@ -320,22 +320,21 @@ def _set_up_desk(
         tier=Tier.of(kernel.tier, quorum_of(config.ledger)),
         is_archive=config.ledger.archive,
     )
-    me, publishing = files.key.peer, files.publishing
-    rerunner = Rerunner(me, files.blocks, performer.workshop, performer.fetch, publishing)
+    me = files.key.peer
+    rerunner = Rerunner(me, performer.workshop, performer.fetch, files.publishing)
     prosecutor = Prosecutor(kernel.records, performer.broadcast, rerunner, bookkeeper, files.shelf)
     return Desk(
         kernel=kernel,
         driver=driver,
         broadcast=performer.broadcast,
         performer=performer,
-        workshop=performer.workshop,
         network=network,
         blocks=files.blocks,
         quota=config.storage.quota,
         bookkeeper=bookkeeper,
         auditor=Auditor(me, files.reader, reading, rerunner, prosecutor.findings),
         prosecutor=prosecutor,
-        publishing=publishing,
+        publishing=files.publishing,
         scratch=files.scratch,
         agent=_agent(),
         started_at=trio.current_time(),

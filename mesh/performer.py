@@ -308,12 +308,17 @@ class Performer:
             case Kept(state=state, fuel=fuel):
                 await self._pin_state(task, state, hosted_state_pin(task))
                 await self._driver.post(Checkpointed(task, fence, state, fuel - hosting.before))
-            case Stays(reason=reason, is_for_good=is_for_good):
-                await self._driver.post(Unmoved(task, fence, reason[:512], is_for_good))
+            case Stays():
+                await self._tell_unmoved(task, fence, kept)
 
     async def _suspend(self, task: TaskId, fence: int) -> None:
         stays = await self._workshop.supervisor.suspend(_key(task, fence))
-        if stays is not None and (task, fence) in self.hostings:
+        if stays is not None:
+            await self._tell_unmoved(task, fence, stays)
+
+    async def _tell_unmoved(self, task: TaskId, fence: int, stays: Stays) -> None:
+        """Of a run that is over, the end was told, and nothing more is."""
+        if (task, fence) in self.hostings:
             reason, is_for_good = stays.reason[:512], stays.is_for_good
             await self._driver.post(Unmoved(task, fence, reason, is_for_good))
 

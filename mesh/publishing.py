@@ -151,8 +151,6 @@ class Publishing:
         seconds = TRY_SECONDS if or_as_it_is else WAIT_SECONDS_MAX
         try:
             made = await self.make(module, policy, seconds, again=not or_as_it_is)
-            if or_as_it_is:
-                await trio.to_thread.run_sync(lambda: check_module(self.read(made)))
             return await self.describe(made)
         except Refused as refusal:
             if not or_as_it_is:
@@ -221,14 +219,23 @@ class Publishing:
     def _describe(self, module: Cid) -> ModuleView:
         wasm = self.read(module)
         if not check_module(wasm):
-            why = self.notebook.why_not(module) or "it was not made to be moved"
-            return ModuleView(module, is_movable=False, reason=why)
+            return ModuleView(module, is_movable=False, reason=self._why_not(module))
         try:
             origin = read_origin(wasm)
             reason = "" if origin else "it does not say what it was made of"
         except PeerError as error:
             origin, reason = None, f"it does not say plainly what it was made of: {error}"
         return ModuleView(module, True, origin, reason)
+
+    def _why_not(self, module: Cid) -> str:
+        """Why a module has not been made movable: what failed, or would."""
+        if why := self.notebook.why_not(module):
+            return why
+        try:
+            self._find()
+        except Refused as refusal:
+            return refusal.reason
+        return "nobody asked for it"
 
     def read(self, module: Cid) -> bytes:
         """The bytes of a module. Raises MeshError."""

@@ -26,7 +26,7 @@ from mesh.runtime.execution import MODULE_MAX, Workshop
 from mesh.runtime.instrument import WAIT_SECONDS_MAX
 from mesh.runtime.manifest import METER, Job, exit_status
 from mesh.runtime.origin import Origin
-from mesh.storage.blocks import Blocks, not_here
+from mesh.storage.blocks import not_here
 from mesh.storage.unixfs import is_whole
 
 FETCH_S = 60.0
@@ -61,7 +61,6 @@ class Rerunner:
     """Runs bills again, one at a time: a worker beside those of the tasks sold is theirs."""
 
     me: PeerId
-    blocks: Blocks
     workshop: Workshop
     fetch: Fetch
     """One try. Raises MeshError."""
@@ -134,7 +133,7 @@ class Rerunner:
         )
 
     async def _bring_source(self, deal: Terms, source: Cid) -> None:
-        if await trio.to_thread.run_sync(is_whole, self.blocks, source):
+        if await trio.to_thread.run_sync(is_whole, self.workshop.blocks, source):
             return
         why: MeshError = not_here(source)
         for party in (deal.buyer, deal.seller):
@@ -171,13 +170,13 @@ class Rerunner:
     def _whole(self, deal: Terms) -> Job | None:
         """The manifest, if all is here. Raises NotFound."""
         for root in _roots(deal):
-            if not is_whole(self.blocks, root):
+            if not is_whole(self.workshop.blocks, root):
                 raise not_here(root)
-        return _job(self.blocks.get(Cid(deal.job)))
+        return _job(self.workshop.blocks.get(Cid(deal.job)))
 
     async def _bring_from(self, party: PeerId, deal: Terms) -> Job | None:
         await self._fetch(party, Cid(deal.job), manifest.JOB_BYTES_MAX)
-        job = _job(await trio.to_thread.run_sync(self.blocks.get, Cid(deal.job)))
+        job = _job(await trio.to_thread.run_sync(self.workshop.blocks.get, Cid(deal.job)))
         if job is not None:
             await self._fetch(party, Cid(deal.module), MODULE_MAX)
             for root in deal.inputs:

@@ -19,6 +19,7 @@ from mesh.errors import MeshError, NotFound, Stopped, Unavailable
 from mesh.kernel import Kernel
 from mesh.network.network import Network
 from mesh.performer import hosted_pin, hosted_state_pin, state_pin, task_pin
+from mesh.runtime.interpreters import INTERPRETERS, pin_of
 from mesh.storage.disk import DiskBlocks
 
 _log = logging.getLogger("mesh.upkeep")
@@ -88,6 +89,7 @@ async def sweep(blocks: DiskBlocks, kernel: Kernel, states_kept: Set[str]) -> No
         needed = {task_pin(task) for task in kernel.records}
         needed |= {state_pin(t) for t, r in kernel.records.items() if not r.state.is_final}
         needed |= {hosted_pin(task) for task in kernel.answers_for()}
+        needed |= {pin_of(interpreter) for interpreter in INTERPRETERS}
         needed |= {hosted_state_pin(task) for task in kernel.answers_for()} | states_kept
         try:
             unneeded = await trio.to_thread.run_sync(unpin, blocks, needed, unneeded)

@@ -27,7 +27,7 @@ from mesh.api.door import (
 )
 from mesh.api.faults import FieldError
 from mesh.ids import Cid, EntryId, PeerId, TaskId
-from mesh.market.order import COPIES_MAX, Answer, State, TaskRecord, paid_so_far
+from mesh.market.order import COPIES_MAX, Answer, State, TaskRecord, paid_so_far, saved_up_to
 from mesh.resources.capacity import Capacity
 from mesh.v1 import (
     ledger_pb2,
@@ -288,6 +288,7 @@ def task(record: TaskRecord, *, with_answers: bool = True) -> order_pb2.Task:
         amount=paid_so_far(record),
         result=None if record.result is None else _result(record.result),
         path=[_move(move) for move in record.path],
+        saved_fuel=saved_up_to(record),
     )
 
 

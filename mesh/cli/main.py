@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "cancel": ("client", "tasks", "Take a task back."),
     "migrate": ("client", "tasks", "Move a running task to another node."),
     "module": ("client", "modules", "WASM modules: made movable, and what they are made of."),
+    "runtime": ("client", "runtime", "Runtimes for programs: python. See what there is, add it."),
     "status": ("network", "network", "This node, now."),
     "peers": ("network", "network", "The peers of this node, and what they sell."),
     "receipts": ("money", "money", "Signed receipts of this node."),

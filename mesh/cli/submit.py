@@ -61,6 +61,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     "-O", "--out", "outs", multiple=True, metavar="NAME[=TO]", help="Download /out/NAME at the end."
 )
 @click.option("-e", "--env", multiple=True, callback=_pairs, metavar="NAME=VALUE")
+@click.option("--runtime", default="", metavar="NAME", help="MODULE is a program for it: python.")
 @click.option("--name", default="", help="What people call the task.")
 @click.option("--cpus", type=CORES, default=_DEFAULT.cpu_milli, show_default="1")
 @click.option("--memory", type=SIZE, default=_DEFAULT.memory, show_default="256MiB")
@@ -123,6 +124,7 @@ def submit(
     inputs: dict[str, str],
     outs: tuple[str, ...],
     env: dict[str, str],
+    runtime: str,
     name: str,
     cpus: int,
     memory: int,
@@ -145,6 +147,7 @@ def submit(
     \b
     mesh submit -i book=book.txt -O counts.txt -- wordcount.wasm book
     mesh submit --detach -o id --max-price 0.05 -- job.wasm
+    mesh submit --runtime python -O plot.csv -- prog.py 1000
     """
     limits = Limits(cpus, memory, disk, fuel, wall, deadline, max_price, fee, priority, features)
     task = client.submit(
@@ -156,6 +159,7 @@ def submit(
         name=name or shlex.join([Path(module).stem, *args])[:64],
         key=key.encode(),
         redundancy=redundancy,
+        runtime=runtime,
         movable=movable,
         on_module=tell_module,
     )

@@ -131,7 +131,8 @@ def task_lines(task: Facts) -> Lines:
         if result["detail"] != task["reason"]:
             lines.append(("detail", clean(result["detail"])))
     elif task["fuel"]:
-        lines.append(("fuel", f"{show_fuel(task['fuel'])} so far"))
+        kept = f", kept up to {show_fuel(task['saved_fuel'])}" if task["saved_fuel"] else ""
+        lines.append(("fuel", f"{show_fuel(task['fuel'])} so far{kept}"))
     if task["settle"]:
         ceiling = units.format_money(task["max_price"])
         lines.append(("cost", f"{units.show_money(task['amount'])} of at most {ceiling}"))

@@ -34,6 +34,7 @@ from mesh.client.limits import Limits
 
 if TYPE_CHECKING:
     from mesh.client.connection import Client, connect
+    from mesh.client.programs import Reply
     from mesh.client.task import Task
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "NotFound",
     "NotPlaced",
     "OverQuota",
+    "Reply",
     "Task",
     "TaskFailed",
     "TimedOut",
@@ -56,7 +58,12 @@ __all__ = [
     "connect",
 ]
 
-_HEAVY = {"Client": "connection", "connect": "connection", "Task": "task"}
+_HEAVY = {
+    "Client": "connection",
+    "Reply": "programs",
+    "Task": "task",
+    "connect": "connection",
+}
 
 
 def __getattr__(name: str) -> object:

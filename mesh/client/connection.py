@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -20,9 +22,11 @@ from mesh.client.faults import told_plainly
 from mesh.client.files import below, in_chunks, in_messages, open_file, write_whole
 from mesh.client.limits import Limits
 from mesh.client.modules import AUTO, NO, OUTER
+from mesh.client.programs import QUESTION, Reply, ask, for_interpreter
 from mesh.client.streams import Call, Stream
 from mesh.client.task import Task
 from mesh.paths import Home, find_home
+from mesh.runtime.interpreters import PROGRAM
 from mesh.v1 import (
     files_pb2,
     files_pb2_grpc,
@@ -114,6 +118,7 @@ class Client:
         key: bytes = b"",
         movable: str = AUTO,
         on_module: Callable[[modules_pb2.Module], object] | None = None,
+        runtime: str = "",
         redundancy: int = 1,
     ) -> Task:
         """Bid for compute: upload *module* and *inputs*, admit the task.
@@ -126,14 +131,20 @@ class Client:
 
         A module or input is a path, or `cid:…` for content that the node can find. The same *key*
         gives the same task, so a repeated call never pays twice; by default each call has its own.
+        With a *runtime* (`python`) the module is a program for it, and lies at /in/main.py; the
+        runtime is made movable by `yes` alone: that takes minutes, once.
         """
         limits = limits or Limits()
+        name = name or Path(module).stem
+        if runtime:
+            module, args, inputs = for_interpreter(runtime, module, args, inputs or {})
+            movable = NO if movable == AUTO else movable
         prepared = self.make_movable(self.content(module), movable)
         if on_module is not None and movable != NO:
             on_module(prepared)
         request = market_pb2.MarketBidRequest(
             idempotency_key=key or secrets.token_bytes(16),
-            name=name or Path(module).stem,
+            name=name,
             module=prepared.module,
             args=args,
             env=env or {},
@@ -154,6 +165,30 @@ class Client:
             task = self._market.Bid(request, timeout=ANSWER_S).task_id
         references.remember(self._last_task, task)
         return Task(self, task)
+
+    def call(
+        self,
+        function: Callable[..., object],
+        *args: object,
+        limits: Limits | None = None,
+        key: bytes = b"",
+        **named: object,
+    ) -> Reply:
+        """Bid for a call of the Python *function*: its source travels, arguments and value as JSON.
+
+        Raises BadRequest where it cannot travel: what it uses must be its own (imports inside).
+        """
+        program, question = ask(function, args, named)
+        inputs = {QUESTION: self.put_bytes(QUESTION, question)}
+        task = self.submit(
+            self.put_bytes(PROGRAM, program),
+            inputs=inputs,
+            limits=limits,
+            name=function.__name__,
+            key=key,
+            runtime="python",
+        )
+        return Reply(task)
 
     def task(self, reference: str) -> Task:
         """The task with this id, unique prefix of an id (four digits or more), or `@last`."""
@@ -347,6 +382,12 @@ class Client:
         with open_file(path) as file, told_plainly(self.target):
             return self._files.Put(in_chunks(path.name, file), timeout=UPLOAD_S).cid
 
+    def put_bytes(self, name: str, data: bytes) -> str:
+        """Upload *data* as the file *name*; `cid:…`, to submit it with."""
+        with told_plainly(self.target):
+            request = in_chunks(name, io.BytesIO(data))
+            return f"cid:{self._files.Put(request, timeout=UPLOAD_S).cid}"
+
     def read(self, cid: str, path: str = "") -> Iterator[bytes]:
         """The bytes of a file, or of the file at *path* below a directory."""
         request = files_pb2.FilesGetRequest(cid=cid, path=path)
@@ -364,6 +405,13 @@ class Client:
             token = page.next_page_token
             if not token:
                 return
+
+    def has(self, cid: str) -> bool:
+        """Whether the node has the file or directory *cid*."""
+        with suppress(NotFound):
+            next(self.files(cid), None)
+            return True
+        return False
 
     def get(self, cid: str, to: str | Path, path: str = "") -> list[Path]:
         """Download the file *cid* (or *path* below it) to *to*, or a whole directory into it."""

@@ -137,6 +137,13 @@ def paid_so_far(record: TaskRecord) -> int:
     return record.amount if record.state.is_final else record.amount + owed_for_states(record)
 
 
+def saved_up_to(record: TaskRecord) -> int:
+    """The fuel burnt until the last state that we hold."""
+    last = record.saved[-1].saved if record.saved else None
+    before = burnt_before(record)
+    return before + last.result.fuel if last and last.fence == record.fence else before
+
+
 def with_saved(record: TaskRecord, executor: PeerId, saved: Saved) -> TaskRecord:
     """The record with a state of its present lease, in place of the one before."""
     others = tuple(kept for kept in record.saved if kept.saved.fence != saved.fence)

@@ -18,6 +18,8 @@ from mesh.runtime.manifest import WASMTIME
 
 CONFIGURATION = 2
 """Counts the changes of `engine.open_engine` and of the rules of modules: part of every name."""
+COMPILE_CPU_S = 120
+"""Seconds of processor that compiling may take; an interpreter takes 15 to 40."""
 FILES_MAX = 256
 BYTES_MAX = 2 << 30
 

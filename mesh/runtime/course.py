@@ -16,7 +16,7 @@ from typing import TypeAlias
 import trio
 from attrs import define, evolve, field, frozen
 
-from mesh.errors import PeerError, Refused, Unavailable
+from mesh.errors import Corruption, MeshError, PeerError
 from mesh.ids import RAW, Cid, cid_of
 from mesh.migration.snapshot import REGION, Snapshot, decode_head
 from mesh.runtime.frames import IMAGE, Go, Hold, Still, Unmoved, Withdraw
@@ -238,7 +238,9 @@ class Course:
         assert self.keep is not None
         try:
             state = await self.keep(held)
-        except (Refused, Unavailable) as error:
+        except Corruption:
+            raise
+        except MeshError as error:
             return Stays(str(error), is_for_good=False)
         self._changed.clear()
         return state

@@ -17,7 +17,7 @@ import trio
 from attrs import frozen
 
 from mesh.errors import PeerError, Unavailable
-from mesh.runtime.compiled import place_of, take
+from mesh.runtime.compiled import COMPILE_CPU_S, place_of, take
 from mesh.runtime.course import Beginning, Course, Held, Keep, Kept, Stays, Suspended
 from mesh.runtime.frames import (
     FRESH,
@@ -50,13 +50,19 @@ __all__ = [
     "walls",
 ]
 
-COMPILE_S = 120.0
-"""The longest that getting ready and compiling may take; then the module is refused."""
+COMPILE_S = 600.0
+"""The longest that getting ready and compiling may take, on a machine however busy; then the module
+is refused. What bounds a compiler as a rule is its processor time (compiled.COMPILE_CPU_S)."""
 PROGRESS_S = 0.1
 """Progress that comes faster is not passed on."""
 WAITING_PER_WORKER = 4
 """Runs that may wait for a worker; more are turned away."""
 _PAUSED_TICK_S = 0.25
+_COMPILER_ENDS = {
+    "SIGABRT": "the compiler gave up, for want of memory or a flaw of its own",
+    "SIGXCPU": f"compiling it takes over {COMPILE_CPU_S} s of processor",
+}
+"""Why a worker dies before its task runs and would die elsewhere too."""
 _GONE = Stays("it does not run here", is_for_good=False)
 
 
@@ -248,9 +254,9 @@ class Supervisor:
             how = await run.worker.end()
             if run.suspended is not None:
                 return run.suspended
-            if run.has_started or how != "SIGABRT":
+            if run.has_started or how not in _COMPILER_ENDS:
                 raise WorkerLost(_how_lost(run, how)) from None
-            ended = _refused("the compiler gave up, for want of memory or a flaw of its own")
+            ended = _refused(_COMPILER_ENDS[how])
         except PeerError as error:
             raise WorkerLost(f"the worker broke the protocol: {error}") from None
         finally:
@@ -368,8 +374,8 @@ def _make_scratch(scratch: Path, beginning: Beginning | None) -> None:
         for name in ("out", "tmp"):
             (scratch / name).mkdir(mode=0o700)
     else:
-        beginning.out.rename(scratch / "out")
-        beginning.tmp.rename(scratch / "tmp")
+        shutil.move(beginning.out, scratch / "out")
+        shutil.move(beginning.tmp, scratch / "tmp")
 
 
 async def _remove(path: Path) -> None:

@@ -95,18 +95,25 @@ class Tree:
 
     def find(self, parts: Parts) -> Stat | None:
         """What lies at *parts*, if every folder on the way there is a real one."""
-        found = None
-        for depth in range(len(parts) + 1):
+        if self.base is None and len(parts) == 1 and parts[0] not in self.entries:
+            return None
+        for depth in range(len(parts)):
             path = self.host_path(parts[:depth])
             if path is None:
                 continue
-            found = _look_at(path)
-            if found is None:
-                if depth < len(parts):
-                    raise Denied(Errno.NOENT)
-                return None
-            if depth < len(parts) and not stat.S_ISDIR(found.st_mode):
+            above = _look_at(path)
+            if above is None:
+                raise Denied(Errno.NOENT)
+            if not stat.S_ISDIR(above.st_mode):
                 raise Denied(Errno.NOTDIR)
+        return self._find_here(parts)
+
+    def _find_here(self, parts: Parts) -> Stat | None:
+        """As `find`, where the folders on the way have been looked at."""
+        path = self.host_path(parts)
+        found = None if path is None else _look_at(path)
+        if path is not None and found is None:
+            return None
         if found is None or stat.S_ISDIR(found.st_mode):
             return Stat(Filetype.DIRECTORY, 0, self.place(parts))
         if not stat.S_ISREG(found.st_mode):
@@ -126,9 +133,9 @@ class Tree:
         return tuple(s for s in found if s is not None)
 
     def _find_plain(self, parts: Parts) -> Stat | None:
-        """As `find`; what a guest could not open (a link, a device) is not there."""
+        """As `_find_here`; what a guest could not open (a link, a device) is not there."""
         try:
-            return self.find(parts)
+            return self._find_here(parts)
         except Denied:
             return None
 

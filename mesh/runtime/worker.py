@@ -23,6 +23,7 @@ from wasmtime import MemoryType, Module, Trap, TrapCode
 from mesh.errors import Refused
 from mesh.ids import RAW, cid_of
 from mesh.migration.snapshot import Pages
+from mesh.runtime.compiled import COMPILE_CPU_S
 from mesh.runtime.engine import Guest, GuestMemory, load_module, open_engine
 from mesh.runtime.files import DESCRIPTORS_MAX, Files
 from mesh.runtime.frames import (
@@ -123,6 +124,13 @@ def _wall_in_closer(run: RunJob) -> None:
         raise HostFailure(f"the sandbox does not stand: {error.strerror}") from error
 
 
+def _limit_compiling() -> None:
+    """SIGXCPU ends a compiler that takes too long, however busy the machine; see `_limit_all`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    most = int(time.process_time()) + COMPILE_CPU_S
+    resource.setrlimit(resource.RLIMIT_CPU, (most if hard < 0 else min(most, hard), hard))
+
+
 def _limit_all(job: Job, *, can_move: bool) -> None:
     """The limits that stand behind our own, should those be got round.
 
@@ -152,6 +160,7 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
     if sys.platform == "linux":
         # Twice: what can move is compared with a fresh instance of it.
         _limit(resource.RLIMIT_DATA, 2 * job.memory + HOST_ROOM)
+    _limit_compiling()
     engine = open_engine()
     statm = _open_statm()
     _wall_in(run)

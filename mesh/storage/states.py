@@ -8,6 +8,7 @@ one all blocks of what has not changed: whoever fetches it gets the rest alone.
 from __future__ import annotations
 
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,7 +65,7 @@ class Saving:
             self._leaves.pop(number, None)
         wanted = [n for n in held.snapshot.regions if n not in self._leaves]
         try:
-            with held.image.open("rb", buffering=0) as image:
+            with open(_opened(held.image), "rb", buffering=0) as image:
                 self._read(image.fileno(), held.snapshot, wanted)
         except OSError as error:
             raise Unavailable(f"the memory cannot be kept: {error}") from error
@@ -92,6 +93,15 @@ class Saving:
         with ThreadPoolExecutor(THREADS) as pool:
             for group, links in zip(groups, pool.map(add, groups), strict=True):
                 self._leaves.update(zip(group, links, strict=True))
+
+
+def _opened(image: Path) -> int:
+    """Of a file alone: what a worker may have put in its place is not read. Raises OSError."""
+    handle = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(f"{image} is no file")
+    return handle
 
 
 def _frame(image: int, number: int, mask: int) -> bytes:

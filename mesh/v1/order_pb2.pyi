@@ -264,6 +264,7 @@ class Task(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
     AGREEMENT_FIELD_NUMBER: _builtins.int
+    SAVED_FUEL_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     name: _builtins.str
     state: Global___TaskState.ValueType
@@ -296,6 +297,10 @@ class Task(_message.Message):
     """What was paid, to all executors together."""
     group: _builtins.str
     """Where several nodes run copies of it, the first copy: the id that its bid was answered with."""
+    saved_fuel: _builtins.int
+    """Burnt until the last state that we hold, by all executors together; 0 where there is none. Were its
+    executor lost, it would go on from there.
+    """
     @_builtins.property
     def work(self) -> Global___Work: ...
     @_builtins.property
@@ -345,10 +350,11 @@ class Task(_message.Message):
         group: _builtins.str = ...,
         copies: _abc.Iterable[_builtins.str] | None = ...,
         agreement: Global___Agreement | None = ...,
+        saved_fuel: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "result", b"result", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "alloc", b"alloc", "amount", b"amount", "answers", b"answers", "copies", b"copies", "deadline_ms", b"deadline_ms", "executor", b"executor", "fee", b"fee", "fence", b"fence", "fuel", b"fuel", "group", b"group", "max_price", b"max_price", "moves", b"moves", "name", b"name", "path", b"path", "priority", b"priority", "reason", b"reason", "result", b"result", "round", b"round", "settle", b"settle", "state", b"state", "submitted_ms", b"submitted_ms", "task_id", b"task_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "alloc", b"alloc", "amount", b"amount", "answers", b"answers", "copies", b"copies", "deadline_ms", b"deadline_ms", "executor", b"executor", "fee", b"fee", "fence", b"fence", "fuel", b"fuel", "group", b"group", "max_price", b"max_price", "moves", b"moves", "name", b"name", "path", b"path", "priority", b"priority", "reason", b"reason", "result", b"result", "round", b"round", "saved_fuel", b"saved_fuel", "settle", b"settle", "state", b"state", "submitted_ms", b"submitted_ms", "task_id", b"task_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,6 +63,8 @@ class MemoryDoor:
         self.records: dict[TaskId, TaskRecord] = {}
         self.blocks: dict[Cid, bytes] = {}
         self.folders: dict[Cid, dict[str, bytes]] = {}
+        self.output = {"counts.txt": b"the 7\n", "more/deep.txt": b"deep"}
+        """What every task leaves in /out."""
         self.requests: list[BidRequest] = []
         self.cancelled: list[TaskId] = []
         self.bad_findings = 0
@@ -137,7 +139,7 @@ class MemoryDoor:
             final = evolve(record, state=State.FAILED, reason="the deadline has passed")
             return (asked, Answered(task, NO), moved), final
         code = 3 if does == b"fail" else 0
-        out = self._folder({"counts.txt": b"the 7\n", "more/deep.txt": b"deep"})
+        out = self._folder(self.output)
         stdout = self._block(b"counted 7 words\n")
         stderr = self._block(b"one odd byte\n")
         fuel = 12_345_679 if does == b"dissent" and is_second else 12_345_678

@@ -17,8 +17,19 @@ from mesh import ids
 from mesh.api.server import ApiServer, open_api
 from mesh.cli.main import cli
 from mesh.cli.words import clean, short_cid
-from mesh.client import BadRequest, Limits, NotFound, NotPlaced, TaskFailed, TimedOut, connect
+from mesh.client import (
+    BadRequest,
+    Limits,
+    NotFound,
+    NotPlaced,
+    TaskFailed,
+    TimedOut,
+    VerificationFailed,
+    connect,
+)
+from mesh.ids import RAW, cid_of
 from mesh.paths import find_home
+from mesh.runtime.interpreters import PYTHON
 from mesh.v1 import ledger_pb2, node_pb2, order_pb2
 
 KEY = "--key=one"
@@ -458,3 +469,71 @@ async def test_content_that_is_known_already_is_not_sent_again(node: Node) -> No
 
     await trio.to_thread.run_sync(use)
     assert node.door.requests[0].name == "again"
+
+
+# --- runtimes
+
+
+async def test_a_program_is_submitted_as_an_input_of_its_runtime(node: Node) -> None:
+    node.door.blocks[PYTHON.module] = b"ok"
+    program = node.folder / "prog.py"
+    program.write_text("print(1)")
+    words = ("submit", "--runtime", "python", "-i", f"data={program}", "--", str(program), "-x")
+    result = await node.mesh(*words)
+    assert result.exit_code == 0, result.stderr
+    (request,) = node.door.requests
+    assert request.module == PYTHON.module
+    assert request.name == "prog -x"
+    assert request.args == ("/in/main.py", "-x")
+    assert [name for name, _ in request.inputs] == ["data", "main.py"]
+    assert dict(request.inputs)["main.py"] == cid_of(RAW, b"print(1)")
+    unknown = await node.mesh("submit", "--runtime", "ruby", "--", str(program))
+    assert unknown.exit_code == 2
+    assert "hint: one of: python" in unknown.stderr
+
+
+async def test_runtimes_are_listed_with_whether_they_are_here(node: Node) -> None:
+    (row,) = (await node.json("runtime", "list"))["runtimes"]
+    assert (row["name"], row["is_here"]) == ("python", False)
+    node.door.folders[PYTHON.module] = {"": b""}
+    (row,) = (await node.json("runtime", "list"))["runtimes"]
+    assert row["is_here"]
+
+
+async def test_only_the_very_module_is_added_as_a_runtime(node: Node) -> None:
+    wrong = await node.mesh("runtime", "add", "python", node.module("ok"))
+    assert wrong.exit_code == 2
+    assert "and not CPython 3.12.0" in wrong.stderr
+    assert "hint: that is bafy" in wrong.stderr
+    absent = await node.mesh("runtime", "add", "python", "none.wasm")
+    assert absent.exit_code == 2
+    assert "none.wasm: No such file" in absent.stderr
+    unknown = await node.mesh("runtime", "add", "ruby")
+    assert unknown.exit_code == 2
+    assert node.door.blocks == {}
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[" * 200_000, b"\xff", b"1" * 100_000])
+async def test_a_value_that_a_stranger_made_is_json_or_nothing(node: Node, data: bytes) -> None:
+    node.door.blocks[PYTHON.module] = b"ok"
+
+    def use() -> None:
+        home = find_home({"MESH_HOME": str(node.folder / "home")})
+        with connect(home=home, environ={}) as client:
+            node.door.output = {"value.json": b"42"}
+            assert client.call(double, 21).value(timeout=30) == 42
+            node.door.output = {"value.json": data}
+            with pytest.raises(VerificationFailed, match="not JSON"):
+                client.call(double, 21).value(timeout=30)
+            node.door.output = {}
+            with pytest.raises(NotFound):
+                client.call(double, 21).value(timeout=30)
+
+    await trio.to_thread.run_sync(use)
+    (asked, question), (named, _) = node.door.requests[0].inputs
+    assert (asked, named) == ("call.json", "main.py")
+    assert json.loads(node.door.blocks[question]) == {"args": [21], "named": {}}

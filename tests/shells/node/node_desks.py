@@ -96,8 +96,7 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
             tier=Tier(),
         )
         publishing = Publishing(hands.blocks, folder / "scratch", folder / "publishing")
-        fetch = hands.performer.fetch
-        rerunner = Rerunner(KEY.peer, hands.blocks, hands.workshop, fetch, publishing)
+        rerunner = Rerunner(KEY.peer, hands.workshop, hands.performer.fetch, publishing)
         broadcast = Broadcast()
         shelf = Shelf(folder / "evidence")
         prosecutor = Prosecutor(kernel.records, broadcast, rerunner, bookkeeper, shelf)
@@ -108,7 +107,6 @@ async def open_desk(folder: Path, quota: int = 64 << 20) -> AsyncIterator[tuple[
                 driver=driver,
                 broadcast=broadcast,
                 performer=hands.performer,
-                workshop=hands.workshop,
                 network=hands.network,
                 blocks=hands.blocks,
                 quota=quota,

@@ -44,8 +44,7 @@ ME = PeerId(BOB.key)
 async def open_auditor(folder: Path, me: PeerId = ME) -> AsyncIterator[tuple[Auditor, Hands]]:
     async with open_hands(folder) as hands:
         publishing = Publishing(hands.blocks, folder / "scratch", folder / "publishing")
-        fetch = hands.performer.fetch
-        rerunner = Rerunner(me, hands.blocks, hands.workshop, fetch, publishing)
+        rerunner = Rerunner(me, hands.workshop, hands.performer.fetch, publishing)
         yield Auditor(me, hands.ledger, trio.CapacityLimiter(1), rerunner), hands
 
 

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import trio
 from attrs import evolve
-from node_desks import BID, open_desk
+from node_desks import BID, MODULE, open_desk
 from node_hands import PATIENCE_S, WITNESS, until
 
 from mesh.api.faults import Closed
 from mesh.broadcast import Broadcast
 from mesh.desk import check_request
-from mesh.errors import Exhausted, Refused
+from mesh.errors import Exhausted, NotFound, Refused
 from mesh.ids import TaskId
 from mesh.notices import Progressed
+from mesh.runtime import interpreters
+from mesh.runtime.interpreters import PYTHON, pin_of
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.files import add_bytes
 from mesh.upkeep import unpin
@@ -107,3 +109,25 @@ def test_a_pin_goes_when_two_looks_in_a_row_found_no_need(tmp_path: Path) -> Non
         assert len(blocks.pins()) == 1
         assert unpin(blocks, set(), unpin(blocks, set(), set())) == set()
         assert blocks.pins() == ()
+
+
+async def test_an_interpreters_module_is_kept_and_its_absence_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = evolve(PYTHON, module=MODULE, size=WITNESS.stat().st_size)
+    monkeypatch.setattr(interpreters, "INTERPRETERS", (small,))
+
+    async def witness() -> AsyncIterator[bytes]:
+        yield WITNESS.read_bytes()
+
+    async with open_desk(tmp_path) as (desk, hands):
+        with pytest.raises(NotFound, match="not at this node yet") as caught:
+            await desk.bid(BID)
+        assert caught.value.hint == "mesh runtime add python"
+        for _ in range(2):
+            await desk.put_file("python.wasm", witness())
+        assert [(pin.root, pin.reason, pin.count) for pin in hands.blocks.pins()] == [
+            (MODULE, pin_of(small), 1)
+        ]
+        await desk.put_file("other", chunks(1, 10))
+        assert len(hands.blocks.pins()) == 1

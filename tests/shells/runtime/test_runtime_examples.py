@@ -21,6 +21,11 @@ EXAMPLES = ROOT / "mesh/examples"
 MANDELBROT, COLLATZ = EXAMPLES / "mandelbrot.wasm", EXAMPLES / "collatz.wasm"
 
 
+def twin(module: Path) -> Path:
+    """The one that can be moved."""
+    return module.with_suffix(".movable.wasm")
+
+
 @pytest.fixture
 async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
     with trio.fail_after(PATIENCE):
@@ -49,10 +54,11 @@ def mandelbrot(size: int, most: int) -> tuple[list[str], bytes, str]:
     return [*lines, f"area {area}, {members} members of {size**2} points"], picture, area
 
 
+@pytest.mark.parametrize("module", [MANDELBROT, twin(MANDELBROT)], ids=lambda path: path.name)
 async def test_the_area_of_the_mandelbrot_set_is_counted_point_by_point(
-    supervisor: Supervisor,
+    supervisor: Supervisor, module: Path
 ) -> None:
-    outcome = await run(supervisor, "a", MANDELBROT, "32", "300")
+    outcome = await run(supervisor, "a", module, "32", "300")
     lines, picture, area = mandelbrot(32, 300)
     assert outcome.status == "exited"
     assert outcome.stdout.decode().splitlines() == lines
@@ -73,8 +79,11 @@ def collatz(below: int) -> tuple[list[str], str]:
     return records, f"{total} numbers in {below - 1} sequences, the longest from {longest}: {best}"
 
 
-async def test_the_longest_collatz_sequences_are_found(supervisor: Supervisor) -> None:
-    outcome = await run(supervisor, "a", COLLATZ, "5000")
+@pytest.mark.parametrize("module", [COLLATZ, twin(COLLATZ)], ids=lambda path: path.name)
+async def test_the_longest_collatz_sequences_are_found(
+    supervisor: Supervisor, module: Path
+) -> None:
+    outcome = await run(supervisor, "a", module, "5000")
     records, last = collatz(5000)
     told = outcome.stdout.decode().splitlines()
     assert (outcome.status, told[-1]) == ("exited", last)
@@ -130,7 +139,7 @@ def test_the_digits_of_pi_are_those_of_another_formula(
 
 @pytest.mark.parametrize("plain", [MANDELBROT, COLLATZ], ids=lambda path: path.stem)
 def test_each_has_a_movable_twin_that_says_so(plain: Path) -> None:
-    source, twin = plain.read_bytes(), plain.with_suffix(".movable.wasm").read_bytes()
-    assert (check_module(source), check_module(twin)) == (False, True)
+    source, made = plain.read_bytes(), twin(plain).read_bytes()
+    assert (check_module(source), check_module(made)) == (False, True)
     cid = import_file([source], lambda cid, data: None).cid
-    assert read_origin(twin) == Origin(cid, "mesh-1/binaryen-116", Policy.OUTER)
+    assert read_origin(made) == Origin(cid, "mesh-1/binaryen-116", Policy.OUTER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -223,6 +224,17 @@ async def test_a_state_that_cannot_be_kept_lets_the_run_go_on(places: list[Place
     outcome = await other.run("there", job, TRAVELLER, beginning)
     assert isinstance(outcome, Outcome)
     assert facts(outcome) == facts(await ended(other, job, TRAVELLER))
+
+
+async def test_a_worker_that_cuts_its_image_short_is_not_suspended(place: Place) -> None:
+    async def keep(held: Held) -> Cid:
+        os.truncate(held.image, 100)
+        return await place.keep(Saving(place.blocks), held)
+
+    async with trio.open_nursery() as nursery:
+        going = await begin(nursery, place, spinner(), HOSTILE, keep=keep)
+        assert "too short" in reason_of(await place.supervisor.suspend(going.key))
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_worker_killed_while_its_state_is_laid_out_is_not_missed(

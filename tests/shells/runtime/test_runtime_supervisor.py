@@ -160,8 +160,14 @@ async def test_a_run_paused_before_its_worker_is_up_waits_to_be_resumed(
     assert outcomes[0].status == "exited"
 
 
-async def test_a_compiler_that_aborts_refuses_the_module(supervisor: Supervisor) -> None:
-    """It would abort elsewhere too: no reason to call the worker lost and try again."""
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [(signal.SIGABRT, "compiler gave up"), (signal.SIGXCPU, "takes over 120 s of processor")],
+)
+async def test_a_compiler_that_does_not_cope_refuses_the_module(
+    supervisor: Supervisor, end: signal.Signals, why: str
+) -> None:
+    """It would not elsewhere either: no reason to call the worker lost and try again."""
     outcomes = []
 
     async def go() -> None:
@@ -174,10 +180,10 @@ async def test_a_compiler_that_aborts_refuses_the_module(supervisor: Supervisor)
         await until(lambda: supervisor.statistics().running == 1)
         (pid,) = supervisor.statistics().pids
         await until(lambda: state_of(pid) == "T")
-        os.kill(pid, signal.SIGABRT)
+        os.kill(pid, end)
         supervisor.resume("a")
     assert (outcomes[0].status, outcomes[0].fuel) == ("refused", 0)
-    assert "compiler gave up" in outcomes[0].detail
+    assert why in outcomes[0].detail
 
 
 async def test_a_start_that_was_cancelled_half_way_leaves_nothing_behind(

@@ -99,6 +99,9 @@ def test_inputs_cannot_be_changed(machine: Machine) -> None:
     assert machine.open("file", folder=IN, rights=Rights.WRITE) == Errno.ROFS
     assert machine.open("file", folder=IN, rights=2, how=Open.TRUNCATE) == Errno.ROFS
     assert machine.open("folder/new", folder=IN, how=CREATE) == Errno.ROFS
+    assert machine.open("new", folder=IN, how=CREATE) == Errno.ROFS
+    assert machine.open("new/newer", folder=IN, how=CREATE) == Errno.NOENT
+    assert machine.path("path_create_directory", "new", folder=IN) == Errno.ROFS
     assert machine.path("path_create_directory", "folder/new", folder=IN) == Errno.ROFS
     assert machine.path("path_unlink_file", "file", folder=IN) == Errno.ROFS
     assert machine.path("path_remove_directory", "folder", folder=IN) == Errno.ROFS
