@@ -195,9 +195,9 @@ class Kernel:
         """Whether its owner wants it empty."""
         return self._tenancies.is_closed
 
-    def why_full(self) -> str:
-        """Why no further task can be admitted, or the empty string."""
-        return self._auctioneer.why_full()
+    def why_full(self, count: int = 1) -> str:
+        """Why no *count* further tasks can be admitted, or the empty string."""
+        return self._auctioneer.why_full(count)
 
     def leases(self) -> tuple[tuple[TaskId, int], ...]:
         """The leases this node holds as an executor, now."""

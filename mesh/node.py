@@ -20,11 +20,12 @@ from secrets import randbits
 from time import time_ns
 
 import trio
-from attrs import define, evolve, field
+from attrs import evolve
 
 import mesh
 from ledger.errors import BadEntry, BrokenChain, LedgerError
 from mesh import codec
+from mesh.alarm import Alarm
 from mesh.api.monitor import open_monitor
 from mesh.api.server import open_api
 from mesh.auditor import Auditor
@@ -46,6 +47,7 @@ from mesh.market.policy import Policy
 from mesh.network.network import BLOCKS, LEDGER, WITNESS, Network, NetworkConfig, open_network
 from mesh.paths import Home
 from mesh.performer import Performer
+from mesh.prosecutor import Prosecutor
 from mesh.pruning import SEALING_S, Pruning
 from mesh.replication import Replication, ReplicationConfig
 from mesh.rerun import Rerunner
@@ -193,7 +195,7 @@ async def _serve(
     announce: Announce,
 ) -> None:
     async with AsyncExitStack() as stack:
-        alarm = _Alarm()
+        alarm = Alarm()
         replication = _replicate(config, files, kernel, driver, alarm)
         witnessing = _stand_witness(home, files, kernel, alarm, replication)
         network = await stack.enter_async_context(
@@ -204,7 +206,6 @@ async def _serve(
             open_supervisor(home.data / "runtime", workers_max=max(1, kernel.sold().slots) + 1)
         )
         nursery = await stack.enter_async_context(trio.open_nursery())
-        broadcast = Broadcast()
         performer = Performer(
             driver=driver,
             network=network,
@@ -212,7 +213,7 @@ async def _serve(
             journal=files.journal,
             ledger=files.ledger,
             records=kernel.records,
-            broadcast=broadcast,
+            broadcast=Broadcast(),
             nursery=nursery,
         )
         workshop = Workshop(files.blocks, supervisor, performer.bring, files.scratch)
@@ -233,6 +234,7 @@ async def _serve(
             partial(sweep, files.blocks, kernel, performer.states_kept),
             partial(watch, Probe(ThisMachine(), trio.current_time), driver.post),
             partial(advertise, network, kernel),
+            desk.prosecutor.run,
             partial(driver.drive, persist=performer.persist, perform=performer.perform),
         ]
         for service in services:
@@ -242,12 +244,12 @@ async def _serve(
         stack.callback(home.facts.unlink, missing_ok=True)
         announce({**facts, **_boast(config, files, kernel)})
         await say_farewell(kernel, driver, performer)
-        broadcast.close()
+        performer.broadcast.close()
         nursery.cancel_scope.cancel()
 
 
 def _stand_witness(
-    home: Home, files: Belongings, kernel: Kernel, alarm: _Alarm, replication: Replication
+    home: Home, files: Belongings, kernel: Kernel, alarm: Alarm, replication: Replication
 ) -> Witnessing | None:
     """Ourselves as a witness, where our owner wants that."""
     if files.votes is None:
@@ -317,7 +319,9 @@ def _set_up_desk(
         tier=Tier.of(kernel.tier, quorum_of(config.ledger)),
         is_archive=config.ledger.archive,
     )
-    rerunner = Rerunner(files.key.peer, performer.workshop, performer.fetch, files.publishing)
+    me = files.key.peer
+    rerunner = Rerunner(me, performer.workshop, performer.fetch, files.publishing)
+    prosecutor = Prosecutor(kernel.records, performer.broadcast, rerunner, bookkeeper, files.shelf)
     return Desk(
         kernel=kernel,
         driver=driver,
@@ -327,7 +331,8 @@ def _set_up_desk(
         blocks=files.blocks,
         quota=config.storage.quota,
         bookkeeper=bookkeeper,
-        auditor=Auditor(files.key.peer, files.reader, reading, rerunner),
+        auditor=Auditor(me, files.reader, reading, rerunner, prosecutor.findings),
+        prosecutor=prosecutor,
         publishing=files.publishing,
         scratch=files.scratch,
         agent=_agent(),
@@ -347,25 +352,8 @@ def _boast(config: Config, files: Belongings, kernel: Kernel) -> dict[str, objec
     }
 
 
-@define(eq=False)
-class _Alarm:
-    """How a task that is not ours, and would keep an error to itself, ends the node."""
-
-    error: MeshError | None = None
-    _rung: trio.Event = field(factory=trio.Event)
-
-    def ring(self, error: MeshError) -> None:
-        self.error = self.error or error
-        self._rung.set()
-
-    async def heard(self) -> None:
-        await self._rung.wait()
-        assert self.error is not None
-        raise self.error
-
-
 def _replicate(
-    config: Config, files: Belongings, kernel: Kernel, driver: Driver, alarm: _Alarm
+    config: Config, files: Belongings, kernel: Kernel, driver: Driver, alarm: Alarm
 ) -> Replication:
     """What keeps our ledger equal to the others'; it begins to when it has a network."""
     tally: Counter[str] = Counter()
@@ -394,7 +382,7 @@ async def _join(
     home: Home,
     files: Belongings,
     driver: Driver,
-    alarm: _Alarm,
+    alarm: Alarm,
     replication: Replication,
     witnessing: Witnessing | None,
 ) -> AsyncIterator[Network]:

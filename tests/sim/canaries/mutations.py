@@ -244,6 +244,22 @@ MUTATIONS = (
         ("drained",),
         43,
     ),
+    Mutation(
+        "one node runs several copies of a task",
+        "mesh.market.copies",
+        "    if order.group is None:",
+        "    if True:",
+        ("S11",),
+        10,
+    ),
+    Mutation(
+        "who ran a copy that has ended is forgotten while another is open",
+        "mesh.market.copies",
+        "    return dict.fromkeys(task for group in groups if group for task in group.members)",
+        "    return {}",
+        ("S11",),
+        19,
+    ),
 )
 
 
