@@ -24,7 +24,7 @@ from process_nodes import (
 from mesh.client import Limits
 from mesh.v1 import order_pb2
 
-HEAP, ARGS = GUESTS / "heap.movable.wasm", ["48", "9000"]
+HEAP, ARGS = GUESTS / "heap.movable.wasm", ["48", "5000"]
 """48 MiB, half of them chance: laying out, collecting and fetching them takes a while."""
 LIMITS = Limits(memory=96 << 20, disk=16 << 20, fuel=10**12, max_price=10**9, deadline_ms=3_600_000)
 NOWHERE = Limits(memory=96 << 20, disk=1 << 40, fuel=10**9, max_price=10**6)
@@ -75,15 +75,10 @@ def grown(node: Node) -> Iterator[None]:
     eventually(has_begun, f"{node.name} stores a state")
 
 
-def resumed(move: Move) -> Iterator[None]:
-    """Wait until the target has burnt something."""
+def computing(node: Node) -> Iterator[None]:
+    """Wait until *node* computes: it takes the state up, or has."""
     yield
-
-    def has_burnt() -> bool:
-        record = move.buyer.client.record(move.task)
-        return record.executor == move.target.peer and record.fuel > record.path[-1].fuel
-
-    eventually(has_burnt, "it goes on at the target")
+    eventually(node.is_computing, f"it goes on at {node.name}")
 
 
 PHASES: dict[str, Callable[[Move], Iterator[None]]] = {
@@ -93,7 +88,7 @@ PHASES: dict[str, Callable[[Move], Iterator[None]]] = {
     "collected": lambda move: grown(move.buyer),
     "awarded": lambda move: hosted(move.target, move.task, "held", move.fence),
     "fetched": lambda move: grown(move.target),
-    "resumed": resumed,
+    "resumed": lambda move: computing(move.target),
 }
 """Each yields once it is looked at closely, and ends when the phase has begun."""
 
@@ -113,9 +108,9 @@ class Scenario:
     @property
     def lease_s(self) -> str:
         """Whoever is awaited is awaited for long enough, and who is not, not for long."""
-        if self.victim == "buyer":
-            return USUAL
-        return LONG if self.is_back_at_once else SHORT
+        if not self.is_back_at_once:
+            return SHORT
+        return LONG if self.victim == "source" else USUAL
 
     @property
     def states_kept(self) -> int:
