@@ -7,7 +7,8 @@ long task runs, each slice of it is signed for: USE.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeAlias
 
@@ -91,16 +92,23 @@ class Accounts:
 
     def paid(self) -> dict[TaskId, tuple[EntryId, Terms]]:
         """The receipt of each task that was paid to its end, of those not yet forgotten."""
-        entries = [Entry.decode(data) for _, data in self._closings.values()]
-        settled = [
-            entry
-            for entry in entries
-            if entry.content.kind is Kind.SETTLE and entry.content.deal.exit != contract.MOVED_EXIT
-        ]
         return {
             TaskId(entry.content.deal.nonce): (EntryId(entry.id), entry.content.deal)
-            for entry in settled
+            for entry in self._settles()
+            if entry.content.deal.exit != contract.MOVED_EXIT
         }
+
+    def paid_for_states(self) -> Counter[TaskId]:
+        """µcr of each task's runs that went on elsewhere, of those not yet forgotten."""
+        sums: Counter[TaskId] = Counter()
+        for entry in self._settles():
+            if entry.content.deal.exit == contract.MOVED_EXIT:
+                sums[TaskId(entry.content.deal.nonce)] += entry.content.deal.amount
+        return sums
+
+    def _settles(self) -> Iterator[Entry]:
+        entries = (Entry.decode(data) for _, data in self._closings.values())
+        return (entry for entry in entries if entry.content.kind is Kind.SETTLE)
 
     def timer(self, now: float) -> Action:
         """When to remind. Never soon after a start: an award that only the ledger knows may find
