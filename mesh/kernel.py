@@ -315,7 +315,9 @@ class Kernel:
         auctioneer, tenancies = self._auctioneer, self._tenancies
         match message:
             case Ask():
-                return tenancies.ask(peer, message, self._pressure(), self._outlook(now), now)
+                owner = self._pressure()
+                answer = tenancies.ask(peer, message, owner, self._outlook(now), now)
+                return [*answer, *self._departures.preempt(message, owner, now)]
             case Bid():
                 return auctioneer.bid(peer, message, now)
             case Refusal():

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import wasmtime
 from wasmtime import _ffi as ffi
-from wasmtime._func import maybe_raise_last_exn
 
 from mesh.errors import Refused
 from mesh.ids import RAW, Cid, cid_codec, cid_of
+from mesh.runtime.linkage import Linkage
 from mesh.runtime.manifest import WASMTIME
 from mesh.runtime.module import TABLE_ELEMENTS_MAX, TABLES_MAX, check_module
-from mesh.runtime.preview1 import NAMESPACE, SIGNATURES, Errno
+from mesh.runtime.preview1 import Errno
 from mesh.runtime.trees import Denied, HostFailure
 
 SLICE = 20_000_000
@@ -41,7 +41,12 @@ def check_meter() -> None:
 
 
 def open_engine() -> wasmtime.Engine:
-    """The one configuration (see compiled.CONFIGURATION).
+    """An engine for guests."""
+    return wasmtime.Engine(configuration())
+
+
+def configuration() -> wasmtime.Config:
+    """The one there is (see compiled.CONFIGURATION).
 
     Several memories are for guests that can be moved; module.py lets nobody else have a second.
     Stack sizes must fit each other, or wasmtime ends the process.
@@ -70,7 +75,7 @@ def open_engine() -> wasmtime.Engine:
     config.wasm_stack_switching = False
     ffi.wasmtime_config_async_stack_size_set(config.ptr(), FIBER_STACK)
     config.max_wasm_stack = WASM_STACK
-    return wasmtime.Engine(config)
+    return config
 
 
 def load_module(
@@ -125,12 +130,12 @@ class GuestMemory:
     """The guest's linear memory, as wasi.Memory: nothing outside of it is ever touched."""
 
     def __init__(self, store: wasmtime.Store, memory: wasmtime.Memory) -> None:
-        self._store = store
-        self._memory = memory
+        self._owners = store, memory  # the place is theirs, and must not outlive them
+        self._place = store._context(), ctypes.byref(memory._memory)
 
     @property
     def size(self) -> int:
-        return self._memory.data_len(self._store)
+        return int(ffi.wasmtime_memory_data_size(*self._place))
 
     def read(self, address: int, length: int) -> bytes:
         return ctypes.string_at(self._at(address, length), length)
@@ -141,7 +146,7 @@ class GuestMemory:
     def _at(self, address: int, length: int) -> int:
         if address < 0 or length < 0 or address + length > self.size:
             raise Denied(Errno.FAULT)
-        return ctypes.addressof(self._memory.data_ptr(self._store).contents) + address
+        return ctypes.addressof(ffi.wasmtime_memory_data(*self._place).contents) + address
 
 
 class Guest:
@@ -157,9 +162,15 @@ class Guest:
         fuel: int,
         memory: int,
         call: SystemCall,
+        linkage: Linkage | None = None,
     ) -> None:
-        """Raises Refused where it cannot be instantiated."""
+        """*linkage* is that of *module*, where there is one already; then it is run alone.
+
+        Raises Refused where it cannot be instantiated.
+        """
         self._fuel = fuel
+        self._call = call
+        self._linkage = linkage or Linkage(engine, module)
         self._store = wasmtime.Store(engine)
         self._store.set_limits(
             memory_size=memory,
@@ -169,10 +180,8 @@ class Guest:
             memories=self.MEMORIES,
         )
         self._store.set_fuel(_FREE_FUEL)
-        linker = wasmtime.Linker(engine)
-        self._define(linker, call)
         try:
-            exports = linker.instantiate(self._store, module).exports(self._store)
+            exports = self._linkage.instantiate(self._store).exports(self._store)
         except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
             raise Refused(f"the module cannot be instantiated: {str(error)[:200]}") from None
         found, start = exports["memory"], exports["_start"]
@@ -184,18 +193,14 @@ class Guest:
         self._exports = exports
         self._store.set_fuel(fuel)
 
-    def _define(self, linker: wasmtime.Linker, call: SystemCall) -> None:
-        kinds = {"i": wasmtime.ValType.i32(), "I": wasmtime.ValType.i64()}
-        for name, signature in SIGNATURES.items():
-            results = [] if name == "proc_exit" else [wasmtime.ValType.i32()]
-            kind = wasmtime.FuncType([kinds[letter] for letter in signature], results)
-            linker.define_func(NAMESPACE, name, kind, self._system_call(name, call))
+    def perform(self, name: str, args: tuple[int, ...]) -> int:
+        """Answer one of its system calls."""
+        return self._call(name, self.memory, args)
 
-    def _system_call(self, name: str, call: SystemCall) -> Callable[..., int]:
-        def perform(*args: int) -> int:
-            return call(name, self.memory, args)
-
-        return perform
+    def close(self) -> None:
+        """Give back its memory now, and let nothing of it stay."""
+        self._linkage.guest = None
+        self._store.close()
 
     @property
     def fuel_used(self) -> int:
@@ -207,9 +212,10 @@ class Guest:
 
         The future borrows the places of trap and error: they live as long as it.
         """
+        self._linkage.guest, self._linkage.failure = self, None
         context = self._store._context()
-        failed = ffi.wasmtime_context_fuel_async_yield_interval(context, SLICE)
-        assert not failed
+        refused = ffi.wasmtime_context_fuel_async_yield_interval(context, SLICE)
+        assert not refused
         trap = ctypes.POINTER(ffi.wasm_trap_t)()
         error = ctypes.POINTER(ffi.wasmtime_error_t)()
         start = ctypes.byref(self._start._func)
@@ -220,10 +226,8 @@ class Guest:
                 on_slice()
         finally:
             ffi.wasmtime_call_future_delete(future)
-        if trap:
-            found = wasmtime.Trap._from_ptr(trap)
-            maybe_raise_last_exn()
-            raise found
-        if error:
-            maybe_raise_last_exn()
-            raise wasmtime.WasmtimeError._from_ptr(error)
+        ended = wasmtime.Trap._from_ptr(trap) if trap else None
+        failed = wasmtime.WasmtimeError._from_ptr(error) if error else None
+        cause = self._linkage.failure or ended or failed
+        if cause is not None:
+            raise cause

@@ -19,6 +19,7 @@ from mesh.market.terms import EMPTY_DIR, EMPTY_FILE
 from mesh.messages import Result, Work
 from mesh.runtime import manifest
 from mesh.runtime.manifest import Job, check_module
+from mesh.runtime.origin import why_fixed
 from mesh.runtime.supervisor import Beginning, Held, Outcome, Supervisor, Suspended
 from mesh.storage import files
 from mesh.storage.blocks import Blocks
@@ -55,6 +56,15 @@ class Gate:
         """Wait until it is open; from then on to the next checkpoint it stays so."""
         while not self._opened.is_set():
             await self._opened.wait()
+
+
+@frozen
+class LaidOut:
+    """What a job runs on, as files."""
+
+    module: Path
+    inputs: dict[str, Path]
+    may_move: bool
 
 
 @frozen
@@ -96,7 +106,7 @@ class Workshop:
         try:
             with room_under(self.scratch):
                 try:
-                    module, inputs = await trio.to_thread.run_sync(self._lay_out, job, folder)
+                    laid = await trio.to_thread.run_sync(self._lay_out, job, folder)
                 except NotFound:
                     raise  # a block went missing here
                 except Refused as error:
@@ -104,7 +114,8 @@ class Workshop:
                 beginning = await self._begin(work, job, folder)
                 if gate is not None:
                     await gate.passed()
-                return await self._run(job, module, inputs, key, on_progress, beginning)
+                milli = work.needs.cpu_milli
+                return await self._run(job, laid, key, on_progress, milli, beginning)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -137,10 +148,10 @@ class Workshop:
     async def _run(
         self,
         job: Job,
-        module: Path,
-        inputs: dict[str, Path],
+        laid: LaidOut,
         key: str,
         on_progress: Callable[[int], None],
+        cpu_milli: int,
         beginning: Beginning | None,
     ) -> Result | Suspended:
         before = beginning.fuel if beginning else 0
@@ -152,11 +163,12 @@ class Workshop:
         outcome = await self.supervisor.run(
             key,
             job,
-            module,
-            inputs,
+            laid.module,
+            laid.inputs,
             on_progress=lambda fuel: on_progress(fuel - before),
+            cpu_milli=cpu_milli,
             beginning=beginning,
-            keep=keep,
+            keep=keep if laid.may_move else None,
         )
         if isinstance(outcome, Suspended):
             return evolve(outcome, fuel=outcome.fuel - before)
@@ -166,17 +178,18 @@ class Workshop:
             with trio.CancelScope(shield=True):
                 await self.supervisor.discard(key)
 
-    def _lay_out(self, job: Job, folder: Path) -> tuple[Path, dict[str, Path]]:
+    def _lay_out(self, job: Job, folder: Path) -> LaidOut:
         """The module and the inputs as files. Raises Refused where they are not what may run."""
         (folder / "in").mkdir(parents=True)
         module = folder / "module.wasm"
         files.write_path(self.blocks, job.module, module, bytes_max=MODULE_MAX)
-        check_module(module.read_bytes())
+        wasm = module.read_bytes()
+        may_move = check_module(wasm) and not why_fixed(wasm)
         inputs = {name: folder / "in" / name for name, _ in job.inputs}
         left = job.disk
         for name, root in job.inputs:
             left -= files.write_path(self.blocks, root, inputs[name], bytes_max=left)
-        return module, inputs
+        return LaidOut(module, inputs, may_move)
 
     def _keep(self, outcome: Outcome, before: int) -> Result:
         """What the run left, as blocks."""

@@ -1,6 +1,8 @@
 """What supervisor and worker say to one another: length-prefixed msgpack arrays. Pure.
 
-    supervisor → worker   ["run", job, module, [[name, path], …], scratch, kept, state, fuel]
+    supervisor → worker   ["run", job, module, [[name, path], …], scratch, kept, state, fuel,
+                           cpu_milli]
+                          and of a series: one manifest after another
                           ["hold"]                          stand still, and show what you are
                           ["go"]                            go on, having been held
                           ["withdraw"]                      never mind, unless you stand already
@@ -54,6 +56,8 @@ class RunJob:
     """A snapshot to go on from, a stranger's; or nothing."""
     fuel: int
     """Burnt up to there."""
+    cpu_milli: int
+    """The most of a core that it may take, in thousandths; it rests for the rest."""
 
 
 @frozen
@@ -137,7 +141,7 @@ _WORDS: dict[str, Word] = {"hold": Hold(), "go": Go(), "withdraw": Withdraw()}
 def encode_run(run: RunJob) -> bytes:
     """The frame of a RunJob, header included."""
     paths = (run.module, run.inputs, run.scratch, run.kept, run.state)
-    return _frame(("run", run.job, *paths, run.fuel))
+    return _frame(("run", run.job, *paths, run.fuel, run.cpu_milli))
 
 
 def encode_word(word: Word) -> bytes:
@@ -186,9 +190,10 @@ def decode_run(body: bytes) -> RunJob:
             str(kept),
             str(state),
             int(fuel),
+            int(cpu_milli),
         ):
             named = tuple((str(n), str(p)) for n, p in inputs)
-            return RunJob(job, module, named, scratch, kept, state, fuel)
+            return RunJob(job, module, named, scratch, kept, state, fuel, cpu_milli)
         case _:
             raise PeerError("not a run frame")
 

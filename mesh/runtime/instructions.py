@@ -96,6 +96,8 @@ class Body:
     """Where its first instruction stands, behind the locals."""
     loops: list[Loop] = field(factory=list)
     calls: set[int] = field(factory=set)
+    repeats: set[int] = field(factory=set)
+    """Those of `calls` that it makes within a loop."""
     calls_indirectly: bool = False
     references: list[tuple[int, int, int]] = field(factory=list)
     """(start, end, function): where a number in the code names a function."""
@@ -154,8 +156,11 @@ def _open_loop(cursor: Cursor, body: Body, loops: list[Loop]) -> Loop:
 def _read_other(opcode: int, cursor: Cursor, body: Body, loops: list[Loop]) -> None:
     match opcode:
         case 0x10:
-            body.calls.add(_read_reference(cursor, body))
-            _mark_calls(loops)
+            called = _read_reference(cursor, body)
+            body.calls.add(called)
+            if loops:
+                body.repeats.add(called)
+                _mark_calls(loops)
         case 0x11:
             cursor.u32()
             cursor.u32()

@@ -8,6 +8,7 @@ guest's state. A moved guest is the same artefact on every machine: only one of 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum
 
 from attrs import frozen
@@ -45,9 +46,11 @@ from mesh.runtime.module import (
 )
 from mesh.runtime.recursion import recursive
 
-REWRITING = 1
+REWRITING = 2
 """Counts the ways of making a module movable, this file's and binaryen.py's: one more whenever the
 same module comes out as other bytes, since auditors make modules again and compare."""
+Move = Callable[[int], int]
+"""Of the number of a function, the one it has from now on."""
 _ASYNCIFY = "asyncify_"
 _NO_TYPE = b"\x60\0\0"
 
@@ -57,7 +60,8 @@ class Policy(Enum):
 
     OUTER = "outer"
     """In loops and in functions that may call themselves, but not in the innermost loops of a nest
-    that call nothing: these cost most and end soonest."""
+    that call nothing: these cost most and end soonest. A function that is called in a loop counts
+    as part of it, and what it calls too."""
     ALL = "all"
     """In every loop, and in functions that may call themselves."""
 
@@ -92,8 +96,11 @@ def add_checks(wasm: bytes, policy: Policy) -> tuple[bytes, Checks]:
     moved = first + len(bodies)
     flag = len(parts.globals())
     check = b"\x23" + u32(flag) + b"\x04\x40\x10" + u32(first) + b"\x0b"
-    entered = _entered(read, first)
-    places = [_places(body, policy, first + n in entered) for n, body in enumerate(read)]
+    entered = _entered(read, first, _in_tables(parts))
+    repeated = _repeated(read, first)
+    places = [
+        _places(body, policy, n in entered, n in repeated) for n, body in enumerate(read, first)
+    ]
     bodies = [
         _edit(code, body, at, check, first, moved)
         for code, body, at in zip(bodies, read, places, strict=True)
@@ -136,20 +143,50 @@ def _check_data(cursor: Cursor) -> None:
 # --- where to look ------------------------------------------------------------------------------
 
 
-def _entered(bodies: list[Body], first: int) -> set[int]:
-    """Functions that may come to call themselves: by name, or by a pointer to whatever."""
+def _entered(bodies: list[Body], first: int, in_tables: set[int]) -> set[int]:
+    """Functions that may come to call themselves: by name, or by a pointer to one in a table."""
     own = range(first, first + len(bodies))
-    found = recursive([[c - first for c in body.calls if c in own] for body in bodies])
-    return {first + n for n, b in enumerate(bodies) if b.calls_indirectly or n in found}
+    tables = len(bodies)  # a node of its own, which calls all that a pointer may point to
+    calls = [
+        [c - first for c in body.calls if c in own] + [tables] * body.calls_indirectly
+        for body in bodies
+    ]
+    calls.append([c - first for c in in_tables if c in own])
+    return {first + n for n in recursive(calls) if n != tables}
 
 
-def _places(body: Body, policy: Policy, is_entered: bool) -> list[int]:
-    at = [loop.at for loop in body.loops if _is_checked(loop, policy)]
+def _in_tables(parts: Parts) -> set[int]:
+    found: set[int] = set()
+
+    def note(index: int) -> int:
+        found.add(index)
+        return index
+
+    cursor = Cursor(parts.body(ELEMENT))
+    for _ in range(cursor.count()):
+        _read_element(cursor, note)
+    return found
+
+
+def _repeated(bodies: list[Body], first: int) -> set[int]:
+    """Functions that are called in a loop, be it of another that calls them."""
+    found: set[int] = set()
+    ahead = {called for body in bodies for called in body.repeats}
+    while ahead:
+        found |= ahead
+        calls = (bodies[n - first].calls for n in ahead if 0 <= n - first < len(bodies))
+        ahead = {called for some in calls for called in some} - found
+    return found
+
+
+def _places(body: Body, policy: Policy, is_entered: bool, is_repeated: bool) -> list[int]:
+    at = [loop.at for loop in body.loops if _is_checked(loop, policy, is_repeated)]
     return [body.at, *at] if is_entered else at
 
 
-def _is_checked(loop: Loop, policy: Policy) -> bool:
-    return policy is Policy.ALL or loop.has_loop or loop.has_call or not loop.is_nested
+def _is_checked(loop: Loop, policy: Policy, is_repeated: bool) -> bool:
+    is_nested = loop.is_nested or is_repeated
+    return policy is Policy.ALL or loop.has_loop or loop.has_call or not is_nested
 
 
 def _count(
@@ -195,18 +232,22 @@ def _moved_export(found: binary.Export, old: int, new: int) -> bytes:
 
 def _renumber(parts: Parts, old: int, new: int) -> None:
     """In the tables, and in variables that hold a function."""
+
+    def move(index: int) -> int:
+        return new if index == old else index
+
     if parts.has(ELEMENT):
         cursor = Cursor(parts.body(ELEMENT))
-        entries = [_read_element(cursor, old, new) for _ in range(cursor.count())]
+        entries = [_read_element(cursor, move) for _ in range(cursor.count())]
         if cursor.at != cursor.end:
             refuse("its table entries are longer than what they hold")
         parts.replace(ELEMENT, entries)
     if parts.has(GLOBAL):
-        values = [g.raw[:2] + _moved_value(g.raw[2:], old, new) for g in parts.globals()]
+        values = [g.raw[:2] + _moved_value(g.raw[2:], move) for g in parts.globals()]
         parts.replace(GLOBAL, values)
 
 
-def _read_element(cursor: Cursor, old: int, new: int) -> bytes:
+def _read_element(cursor: Cursor, move: Move) -> bytes:
     """One list of functions for a table, renumbered."""
     start, flags = cursor.at, cursor.u32()
     if flags > 7:
@@ -225,18 +266,18 @@ def _read_element(cursor: Cursor, old: int, new: int) -> bytes:
     pieces = [head, u32(count)]
     for _ in range(count):
         if has_values:
-            pieces.append(_moved_value(binary.skip_constant(cursor), old, new))
+            pieces.append(_moved_value(binary.skip_constant(cursor), move))
         else:
-            index = cursor.u32()
-            pieces.append(u32(new if index == old else index))
+            pieces.append(u32(move(cursor.u32())))
     return b"".join(pieces)
 
 
-def _moved_value(value: bytes, old: int, new: int) -> bytes:
-    """An initial value, with `ref.func old` (then all there is of it) made `ref.func new`."""
-    if value[:1] == b"\xd2" and Cursor(value, 1).u32() == old:
-        return b"\xd2" + u32(new) + b"\x0b"
-    return value
+def _moved_value(value: bytes, move: Move) -> bytes:
+    """An initial value; a `ref.func` (then all there is of it) is renumbered."""
+    if value[:1] != b"\xd2":
+        return value
+    index = Cursor(value, 1).u32()
+    return value if move(index) == index else b"\xd2" + u32(move(index)) + b"\x0b"
 
 
 # --- after Binaryen -----------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from mesh.errors import PeerError, Unavailable
+from mesh.ids import Cid
 from mesh.runtime.compiled import COMPILE_CPU_S, place_of, take
 from mesh.runtime.course import Beginning, Course, Held, Keep, Kept, Stays, Suspended
 from mesh.runtime.frames import (
@@ -32,9 +33,11 @@ from mesh.runtime.frames import (
     Unmoved,
 )
 from mesh.runtime.manifest import Job, encode
+from mesh.runtime.pace import CORE_MILLI
 from mesh.runtime.sandbox import walls
 from mesh.runtime.stopwatch import Stopwatch
-from mesh.runtime.workers import Template, WorkerDied, WorkerLost, open_template
+from mesh.runtime.template_wire import FORK_SERIES
+from mesh.runtime.workers import Template, Worker, WorkerDied, WorkerLost, open_template
 
 __all__ = [
     "Beginning",
@@ -58,7 +61,7 @@ PROGRESS_S = 0.1
 WAITING_PER_WORKER = 4
 """Runs that may wait for a worker; more are turned away."""
 _PAUSED_TICK_S = 0.25
-_COMPILER_ENDS = {
+COMPILER_ENDS = {
     "SIGABRT": "the compiler gave up, for want of memory or a flaw of its own",
     "SIGXCPU": f"compiling it takes over {COMPILE_CPU_S} s of processor",
 }
@@ -119,6 +122,7 @@ class Supervisor:
         self._runs: dict[str, Course] = {}
         self._kept: dict[str, Path] = {}
         self._numbers = 0
+        self._lent: set[Worker] = set()
         self._started = self._ended = self._cancelled = 0
         self._lost = self._late = self._turned_away = 0
 
@@ -130,11 +134,13 @@ class Supervisor:
         inputs: Mapping[str, Path],
         *,
         on_progress: Callable[[int], None],
+        cpu_milli: int = CORE_MILLI,
         beginning: Beginning | None = None,
         keep: Keep | None = None,
     ) -> Outcome | Suspended:
         """Run *job* to its end, or until it is suspended. *inputs* says where each of its inputs
         lies, by name; *beginning* what to go on from, whose folders are moved from where they lie.
+        Of a core it takes *cpu_milli* thousandths at most; its wall limit counts the rests too.
 
         *on_progress* hears of the fuel burnt, the beginning's included. *keep* makes a state of it
         where one is asked for. Cancelling kills the worker and removes its files.
@@ -147,14 +153,13 @@ class Supervisor:
         if self._limiter.statistics().tasks_waiting >= self._waiting_max:
             self._turned_away += 1
             raise Unavailable(f"{self._waiting_max} runs are waiting for a worker already")
-        self._numbers += 1
-        scratch = self._folder / "tasks" / str(self._numbers)
+        scratch = self.next_scratch()
         run = Course(scratch, Stopwatch(is_paused=False), keep)
         self._runs[key] = run
         has_ended = False
         try:
             async with self._limiter:
-                order = self._order(job, module, inputs, scratch, beginning)
+                order = self._order(job, module, inputs, scratch, cpu_milli, beginning)
                 outcome = await self._run(run, job, order, on_progress)
             has_ended = isinstance(outcome, Outcome)
         except WorkerLost:
@@ -166,7 +171,7 @@ class Supervisor:
         finally:
             del self._runs[key]
             if not has_ended:
-                await _remove(run.scratch)
+                await remove(run.scratch)
         self._ended += 1
         if has_ended:
             self._kept[key] = scratch
@@ -198,7 +203,7 @@ class Supervisor:
         """Remove what an outcome left behind, if there is one of that name."""
         scratch = self._kept.pop(key, None)
         if scratch is not None:
-            await _remove(scratch)
+            await remove(scratch)
 
     def statistics(self) -> Statistics:
         runs = self._runs.values()
@@ -210,12 +215,40 @@ class Supervisor:
             late=self._late,
             turned_away=self._turned_away,
             template_starts=self._template.starts,
-            running=sum(run.worker is not None for run in runs),
+            running=sum(run.worker is not None for run in runs) + len(self._lent),
             paused=sum(run.watch.is_paused for run in runs),
             kept=len(self._kept),
             memory=sum(run.memory for run in runs),
-            pids=tuple(run.worker.pid for run in runs if run.worker is not None),
+            pids=tuple(
+                worker.pid
+                for worker in (*(run.worker for run in runs), *self._lent)
+                if worker is not None
+            ),
         )
+
+    @asynccontextmanager
+    async def lend(self) -> AsyncIterator[Worker]:
+        """A worker for a series, one of those there may be at a time; it ends with the block.
+
+        Raises WorkerLost.
+        """
+        async with self._limiter:
+            worker = await self._template.fork(FORK_SERIES)
+            self._lent.add(worker)
+            try:
+                yield worker
+            finally:
+                self._lent.remove(worker)
+                await worker.end()
+
+    def next_scratch(self) -> Path:
+        """Where a run or a series may have its files; with the supervisor they go at the latest."""
+        self._numbers += 1
+        return self._folder / "tasks" / str(self._numbers)
+
+    def place_of(self, module: Cid) -> Path:
+        """Where *module* is kept compiled."""
+        return place_of(self._folder / "compiled", module)
 
     # --- one run ------------------------------------------------------------------------------
 
@@ -225,19 +258,14 @@ class Supervisor:
         module: Path,
         inputs: Mapping[str, Path],
         scratch: Path,
+        cpu_milli: int,
         beginning: Beginning | None,
     ) -> RunJob:
         _make_scratch(scratch, beginning)
-        named = tuple((name, str(_absolute(path))) for name, path in sorted(inputs.items()))
-        return RunJob(
-            encode(job),
-            str(_absolute(module)),
-            named,
-            str(scratch),
-            kept=str(place_of(self._folder / "compiled", job.module)),
-            state=str(_absolute(beginning.snapshot)) if beginning else "",
-            fuel=beginning.fuel if beginning else 0,
-        )
+        order = order_of(job, module, inputs, scratch, self.place_of(job.module), cpu_milli)
+        if beginning is None:
+            return order
+        return evolve(order, state=str(_absolute(beginning.snapshot)), fuel=beginning.fuel)
 
     async def _run(
         self, run: Course, job: Job, order: RunJob, on_progress: Callable[[int], None]
@@ -254,16 +282,16 @@ class Supervisor:
             how = await run.worker.end()
             if run.suspended is not None:
                 return run.suspended
-            if run.has_started or how not in _COMPILER_ENDS:
-                raise WorkerLost(_how_lost(run, how)) from None
-            ended = _refused(_COMPILER_ENDS[how])
+            if run.has_started or how not in COMPILER_ENDS:
+                raise WorkerLost(how_lost(run.has_started, how)) from None
+            ended = refused(COMPILER_ENDS[how])
         except PeerError as error:
             raise WorkerLost(f"the worker broke the protocol: {error}") from None
         finally:
             run.close()
             await run.worker.end()
             run.worker = None
-        await _remove(run.scratch / "tmp")
+        await remove(run.scratch / "tmp")
         return Outcome(
             status=ended.status,
             exit_code=ended.exit_code,
@@ -290,9 +318,9 @@ class Supervisor:
                 case StartedRunning(can_move=can_move):
                     run.has_started, run.can_move = True, can_move
                     run.watch = Stopwatch(is_paused=run.watch.is_paused)
-                    await _keep_compiled(run.scratch / FRESH, kept)
+                    await keep_compiled(run.scratch / FRESH, kept)
                 case Progress(fuel=fuel, rss=rss):
-                    _check(run.fuel <= fuel <= job.fuel)
+                    check_fuel(run.fuel <= fuel <= job.fuel)
                     run.fuel, run.memory = fuel, rss
                     if trio.current_time() - told >= PROGRESS_S:
                         told = trio.current_time()
@@ -300,7 +328,7 @@ class Supervisor:
                 case Still() | Unmoved():
                     await run.answer(report, job)
                 case Ended() as ended:
-                    _check(run.fuel <= ended.fuel <= job.fuel)
+                    check_fuel(run.fuel <= ended.fuel <= job.fuel)
                     return ended
                 case Failed(reason=reason):
                     raise WorkerLost(reason)
@@ -318,7 +346,7 @@ class Supervisor:
     def _end_late(self, run: Course, job: Job) -> Ended:
         self._late += 1
         if not run.has_started:
-            return _refused(f"compiling it takes over {COMPILE_S:.0f} s")
+            return refused(f"compiling it takes over {COMPILE_S:.0f} s")
         return Ended("wall-limit", 0, f"it ran for {job.wall_ms} ms", run.fuel, b"", b"")
 
 
@@ -327,16 +355,37 @@ async def open_supervisor(folder: Path, *, workers_max: int) -> AsyncIterator[Su
     """A supervisor with its files in *folder*: compiled modules stay, the rest goes in the end."""
     assert workers_max > 0
     folder = _absolute(folder)
-    await _remove(folder / "tasks")
-    _make_private(folder, folder / "tasks", folder / "compiled")
+    await remove(folder / "tasks")
+    make_private(folder, folder / "tasks", folder / "compiled")
     async with open_template(folder) as template:
         try:
             yield Supervisor(folder, workers_max, template)
         finally:
-            await _remove(folder / "tasks")
+            await remove(folder / "tasks")
 
 
-async def _keep_compiled(fresh: Path, kept: Path) -> None:
+def order_of(
+    job: Job,
+    module: Path,
+    inputs: Mapping[str, Path],
+    scratch: Path,
+    kept: Path,
+    cpu_milli: int,
+) -> RunJob:
+    """What a worker is told that begins anew."""
+    return RunJob(
+        encode(job),
+        str(_absolute(module)),
+        tuple((name, str(_absolute(path))) for name, path in sorted(inputs.items())),
+        str(scratch),
+        kept=str(kept),
+        state="",
+        fuel=0,
+        cpu_milli=cpu_milli,
+    )
+
+
+async def keep_compiled(fresh: Path, kept: Path) -> None:
     try:
         await trio.to_thread.run_sync(take, fresh, kept)
     except OSError as error:
@@ -347,23 +396,24 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _make_private(*folders: Path) -> None:
+def make_private(*folders: Path) -> None:
     for folder in folders:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
 
 
-def _refused(why: str) -> Ended:
+def refused(why: str) -> Ended:
     return Ended("refused", 0, f"the module cannot run here: {why}", 0, b"", b"")
 
 
-def _how_lost(run: Course, how: str) -> str:
-    when = "while its task ran" if run.has_started else "before its task ran"
+def how_lost(has_started: bool, how: str) -> str:
+    """Why a worker is lost that ended so."""
+    when = "while its task ran" if has_started else "before its task ran"
     why = ": a system call that none makes, as code does that escaped" if how == "SIGSYS" else ""
     return f"the worker died {when} ({how}{why})"
 
 
-def _check(is_sane: bool) -> None:
+def check_fuel(is_sane: bool) -> None:
     if not is_sane:
         raise PeerError("a worker whose fuel runs backwards or beyond its limit")
 
@@ -378,7 +428,7 @@ def _make_scratch(scratch: Path, beginning: Beginning | None) -> None:
         shutil.move(beginning.tmp, scratch / "tmp")
 
 
-async def _remove(path: Path) -> None:
+async def remove(path: Path) -> None:
     """A stranger's files may be many: not on the event loop. What resists is left for later."""
     with trio.CancelScope(shield=True):
         await trio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))

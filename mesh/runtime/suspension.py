@@ -19,6 +19,7 @@ from wasmtime import _ffi as ffi
 from mesh.errors import Refused
 from mesh.migration.snapshot import PIECE, REGION, STACK_MAX, VARIABLES_MAX, Pages
 from mesh.runtime.engine import Guest, SystemCall
+from mesh.runtime.linkage import Linkage
 from mesh.runtime.module import FLAG, GLOBAL_PREFIX, PAGE, STACK, STACK_AT, STATE, YIELD
 from mesh.runtime.pages import Kept
 from mesh.runtime.trees import HostFailure
@@ -70,6 +71,7 @@ class MovableGuest(Guest):
         call: SystemCall,
         image: Image | None = None,
         pages: Iterable[Pages] = (),
+        linkage: Linkage | None = None,
     ) -> None:
         """As *image* and *pages* say, which may be a stranger's, or else fresh.
 
@@ -79,7 +81,7 @@ class MovableGuest(Guest):
         self._at_yield = 0
         self._engine, self._module, self._most_memory = engine, module, memory
         self._fresh: MovableGuest | None = None
-        super().__init__(engine, module, fuel=fuel, memory=memory, call=call)
+        super().__init__(engine, module, fuel=fuel, memory=memory, call=call, linkage=linkage)
         self._stack = self._memory(STACK)
         if image is not None:
             self._restore(image, pages)
@@ -115,17 +117,13 @@ class MovableGuest(Guest):
             return self._at_yield
         return super().fuel_used
 
-    def _define(self, linker: wasmtime.Linker, call: SystemCall) -> None:
-        super()._define(linker, self._guarded(call))
-        linker.define_func(*YIELD, wasmtime.FuncType([], []), self._on_yield)
-
-    def _guarded(self, call: SystemCall) -> SystemCall:
-        def perform(name: str, memory: object, args: tuple[int, ...]) -> int:
-            if self._phase is not Phase.RUNNING:
-                raise Refused("the module makes system calls while it is unwound or rewound")
-            return call(name, self.memory, args)
-
-        return perform
+    def perform(self, name: str, args: tuple[int, ...]) -> int:
+        if name == YIELD[1]:
+            self._on_yield()
+            return 0
+        if self._phase is not Phase.RUNNING:
+            raise Refused("the module makes system calls while it is unwound or rewound")
+        return super().perform(name, args)
 
     def _on_yield(self) -> None:
         match self._phase:

@@ -12,11 +12,16 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Callable
+from typing import NoReturn
 
 from mesh.runtime.engine import check_meter
-from mesh.runtime.template_wire import ANSWER, FORK, REQUEST
+from mesh.runtime.series_worker import serve_series
+from mesh.runtime.template_wire import ANSWER, FORK, FORK_SERIES, REQUEST
 from mesh.runtime.worker import serve
 
+Service = Callable[[socket.socket, int], NoReturn]
+SERVICES: dict[bytes, Service] = {FORK: serve, FORK_SERIES: serve_series}
 LOG_MAX = 1 << 20
 """Bytes of what crashed workers wrote, before it starts anew."""
 
@@ -29,12 +34,13 @@ def answer(connection: socket.socket) -> bool:
     if not data:
         return False
     what, pid = REQUEST.unpack(data)
-    result = _fork(connection, handles[0]) if what == FORK else _reap(pid)
+    service = SERVICES.get(what)
+    result = _fork(connection, handles[0], service) if service else _reap(pid)
     connection.sendall(ANSWER.pack(result))
     return True
 
 
-def _fork(connection: socket.socket, handle: int) -> int:
+def _fork(connection: socket.socket, handle: int, service: Service) -> int:
     if os.fstat(sys.stderr.fileno()).st_size > LOG_MAX:
         os.ftruncate(sys.stderr.fileno(), 0)
     parent = os.getpid()
@@ -42,9 +48,9 @@ def _fork(connection: socket.socket, handle: int) -> int:
     if pid == 0:
         try:
             connection.close()
-            serve(socket.socket(fileno=handle), parent)
+            service(socket.socket(fileno=handle), parent)
         finally:
-            # Only for what serve did not foresee: into the log with it, and never go on as a
+            # Only for what it did not foresee: into the log with it, and never go on as a
             # second template.
             traceback.print_exc()
             os._exit(70)

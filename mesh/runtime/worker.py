@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,6 +44,7 @@ from mesh.runtime.frames import (
 from mesh.runtime.landlock import Reach
 from mesh.runtime.manifest import Job, decode
 from mesh.runtime.module import PAGE, YIELD
+from mesh.runtime.pace import Pace
 from mesh.runtime.pages import Kept
 from mesh.runtime.sandbox import confine, narrow, renounce
 from mesh.runtime.stops import Stops, map_state, restored
@@ -76,15 +77,15 @@ _STARVED = (TrapCode.UNREACHABLE, TrapCode.MEMORY_OUT_OF_BOUNDS)
 
 def serve(connection: socket.socket, parent: int) -> NoReturn:
     """Be the worker at the other end of *connection*; the process ends here."""
-    _leave(parent)
+    leave(parent)
     try:
-        _send(connection, Ready())
-        run = decode_run(_receive(connection))
+        send(connection, Ready())
+        run = decode_run(receive(connection))
         try:
             report: Report = _perform(connection, run)
         except HostFailure as failure:
             report = Failed(str(failure))
-        _send(connection, report)
+        send(connection, report)
     except (BrokenPipeError, ConnectionResetError, EOFError):
         os._exit(1)  # nobody is there to be told
     os._exit(0)
@@ -93,7 +94,7 @@ def serve(connection: socket.socket, parent: int) -> NoReturn:
 # --- confinement ------------------------------------------------------------------------------
 
 
-def _leave(parent: int) -> None:
+def leave(parent: int) -> None:
     """A session of its own, the lowest priority, nothing to gain by exec, death with its parent."""
     renounce()
     os.setsid()
@@ -102,7 +103,7 @@ def _leave(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
-    _limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_CORE, 0)
 
 
 def _wall_in(run: RunJob) -> None:
@@ -124,7 +125,7 @@ def _wall_in_closer(run: RunJob) -> None:
         raise HostFailure(f"the sandbox does not stand: {error.strerror}") from error
 
 
-def _limit_compiling() -> None:
+def limit_compiling() -> None:
     """SIGXCPU ends a compiler that takes too long, however busy the machine; see `_limit_all`."""
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     most = int(time.process_time()) + COMPILE_CPU_S
@@ -138,13 +139,13 @@ def _limit_all(job: Job, *, can_move: bool) -> None:
     can move writes its memory to a file as well.
     """
     seconds = job.wall_ms // 1000 + int(time.process_time())
-    _limit(resource.RLIMIT_CPU, seconds + 60)
-    _limit(resource.RLIMIT_FSIZE, max(job.disk, job.memory if can_move else 0))
-    _limit(resource.RLIMIT_NOFILE, DESCRIPTORS_MAX + 64)
-    _limit(resource.RLIMIT_NPROC, 0)
+    limit(resource.RLIMIT_CPU, seconds + 60)
+    limit(resource.RLIMIT_FSIZE, max(job.disk, job.memory if can_move else 0))
+    limit(resource.RLIMIT_NOFILE, DESCRIPTORS_MAX + 64)
+    limit(resource.RLIMIT_NPROC, 0)
 
 
-def _limit(what: int, most: int) -> None:
+def limit(what: int, most: int) -> None:
     _, hard = resource.getrlimit(what)
     if hard != resource.RLIM_INFINITY:
         most = min(most, hard)
@@ -159,39 +160,33 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
     scratch = Path(run.scratch)
     if sys.platform == "linux":
         # Twice: what can move is compared with a fresh instance of it.
-        _limit(resource.RLIMIT_DATA, 2 * job.memory + HOST_ROOM)
-    _limit_compiling()
+        limit(resource.RLIMIT_DATA, 2 * job.memory + HOST_ROOM)
+    limit_compiling()
     engine = open_engine()
-    statm = _open_statm()
+    statm = open_statm()
     _wall_in(run)
     try:
         module = load_module(engine, job.module, Path(run.module), Path(run.kept), scratch / FRESH)
     except Refused as refusal:
-        return _refused("refused", refusal.reason)
-    least = _initial_memory(module)
+        return refused("refused", refusal.reason)
+    least = initial_memory(module)
     if least > job.memory:
-        return _refused("out-of-memory", f"it starts with {least} bytes of {job.memory}")
-    can_move = any((found.module, found.name) == YIELD for found in module.imports)
+        return refused("out-of-memory", f"it starts with {least} bytes of {job.memory}")
+    can_move = is_movable(module)
     kept = _open_kept(scratch / IMAGE, job) if can_move else None
     state = map_state(run.state) if run.state else None
     _wall_in_closer(run)
-    trees = _trees(run)
-    wasi = Wasi(
-        ("task", *job.args),
-        job.env,
-        Files(trees, job.disk),
-        seed=job.seed,
-        t0_ns=job.t0_ns,
-        stdout_max=job.stdout_max,
-        fuel_used=lambda: guest.fuel_used,
-    )
+    trees = trees_of({name: Path(path) for name, path in run.inputs}, scratch)
+    wasi = system_calls(job, trees, lambda: guest.fuel_used)
 
     def call(name: str, memory: GuestMemory, args: tuple[int, ...]) -> int:
         return wasi.call(name, memory, args)
 
     def enter(image: Image | None = None, pages: Iterable[Pages] = ()) -> MovableGuest:
-        limits = {"fuel": job.fuel, "memory": job.memory}
-        return MovableGuest(engine, module, **limits, call=call, image=image, pages=pages)
+        fuel, memory = job.fuel, job.memory
+        return MovableGuest(
+            engine, module, fuel=fuel, memory=memory, call=call, image=image, pages=pages
+        )
 
     try:
         if kept is None and state is not None:
@@ -203,16 +198,17 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
         else:
             guest = Guest(engine, module, fuel=job.fuel, memory=job.memory, call=call)
     except Refused as refusal:
-        return _refused("refused", refusal.reason)
+        return refused("refused", refusal.reason)
     _limit_all(job, can_move=can_move)
-    _send(connection, StartedRunning(can_move))
+    send(connection, StartedRunning(can_move))
     if kept is None:
         advance = guest.run
     else:
         assert isinstance(guest, MovableGuest)
         names = job.module, cid_of(RAW, run.job)
         advance = Stops(connection, guest, wasi, kept, names).run
-    return _run(connection, job, guest, wasi, statm, advance)
+    pace = start_pace(run.cpu_milli)
+    return run_guest(connection, job, guest, wasi, statm, pace, advance)
 
 
 def _open_kept(path: Path, job: Job) -> Kept:
@@ -222,30 +218,47 @@ def _open_kept(path: Path, job: Job) -> Kept:
         raise HostFailure(f"no room for the image of a memory: {error.strerror}") from error
 
 
-def _trees(run: RunJob) -> tuple[Tree, Tree, Tree]:
-    scratch = Path(run.scratch)
+def is_movable(module: Module) -> bool:
+    return any((found.module, found.name) == YIELD for found in module.imports)
+
+
+def trees_of(inputs: Mapping[str, Path], scratch: Path) -> tuple[Tree, Tree, Tree]:
+    """Of a guest whose /out and /tmp lie in *scratch*."""
     return (
-        Tree("/in", None, {name: Path(path) for name, path in run.inputs}),
+        Tree("/in", None, inputs),
         Tree("/out", scratch / "out"),
         Tree("/tmp", scratch / "tmp"),  # noqa: S108 - the guest's, not this machine's
     )
 
 
-def _initial_memory(module: Module) -> int:
+def system_calls(job: Job, trees: tuple[Tree, Tree, Tree], fuel_used: Callable[[], int]) -> Wasi:
+    return Wasi(
+        ("task", *job.args),
+        job.env,
+        Files(trees, job.disk),
+        seed=job.seed,
+        t0_ns=job.t0_ns,
+        stdout_max=job.stdout_max,
+        fuel_used=fuel_used,
+    )
+
+
+def initial_memory(module: Module) -> int:
     """Bytes; check_module has made sure that there is one memory and that it is exported."""
     kind = next(export.type for export in module.exports if export.name == "memory")
     assert isinstance(kind, MemoryType)
     return kind.limits.min * PAGE
 
 
-def _run(
+def run_guest(
     connection: socket.socket,
     job: Job,
     guest: Guest,
     wasi: Wasi,
     statm: int | None,
+    pace: Pace,
     advance: Callable[[Callable[[], None]], None],
-) -> Report:
+) -> Ended:
     last = -REPORT_S
 
     def report_progress() -> None:
@@ -253,11 +266,15 @@ def _run(
         now = time.monotonic()
         if now - last >= REPORT_S:
             last = now
-            _send(connection, Progress(guest.fuel_used, _resident(statm)))
+            send(connection, Progress(guest.fuel_used, _resident(statm)))
+
+    def between_slices() -> None:
+        report_progress()
+        keep_pace(pace, report_progress)
 
     code, trap = 0, None
     try:
-        advance(report_progress)
+        advance(between_slices)
     except Exit as end:
         code = end.code
     except Trap as end:
@@ -268,6 +285,17 @@ def _run(
     fuel = guest.fuel_used
     wasi.files.close_all()
     return Ended(status, code, detail, fuel, bytes(wasi.stdout.data), bytes(wasi.stderr.data))
+
+
+def start_pace(cpu_milli: int) -> Pace:
+    return Pace(cpu_milli, time.monotonic(), time.process_time())
+
+
+def keep_pace(pace: Pace, report: Callable[[], None]) -> None:
+    """Rest for as long as is due, and let be known meanwhile that all is well."""
+    while (rest := pace.rest(time.monotonic(), time.process_time())) > 0:
+        time.sleep(min(rest, REPORT_S))
+        report()
 
 
 def _verdict(job: Job, guest: Guest, wasi: Wasi, code: int, trap: Trap | None) -> tuple[str, str]:
@@ -302,18 +330,18 @@ def _describe(trap: Trap) -> str:
     return f"{rule}, in function {frames[0].func_index}" if frames else rule
 
 
-def _refused(status: str, why: str) -> Ended:
+def refused(status: str, why: str) -> Ended:
     return Ended(status, 0, why, 0, b"", b"")
 
 
 # --- the socket -------------------------------------------------------------------------------
 
 
-def _send(connection: socket.socket, report: Report) -> None:
+def send(connection: socket.socket, report: Report) -> None:
     connection.sendall(encode_report(report))
 
 
-def _receive(connection: socket.socket) -> bytes:
+def receive(connection: socket.socket) -> bytes:
     return _read(connection, frame_length(_read(connection, HEADER)))
 
 
@@ -327,7 +355,7 @@ def _read(connection: socket.socket, length: int) -> bytes:
     return bytes(data)
 
 
-def _open_statm() -> int | None:
+def open_statm() -> int | None:
     """Where the kernel says how large this process is: opened while it may still open that."""
     try:
         return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)

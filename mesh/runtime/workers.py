@@ -53,12 +53,12 @@ class Template:
         self._socket: trio.socket.SocketType | None = None
         self.starts = 0
 
-    async def fork(self) -> Worker:
+    async def fork(self, what: bytes = FORK) -> Worker:
         """A new worker. Raises WorkerLost where the machine has none to give."""
         async with self._lock:
             for _ in range(2):
                 try:
-                    return await self._fork()
+                    return await self._fork(what)
                 except (OSError, EOFError):
                     await self._stop()
         raise WorkerLost("the template of workers does not start; see template.log")
@@ -79,13 +79,13 @@ class Template:
         """Whether *worker*'s pid is still its own: its template holds it until it is reaped."""
         return worker.generation == self.starts and self._socket is not None
 
-    async def _fork(self) -> Worker:
+    async def _fork(self, what: bytes) -> Worker:
         if self._socket is None:
             await self._start()
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                pid = await self._ask(FORK, 0, theirs.fileno())
+                pid = await self._ask(what, 0, theirs.fileno())
         except BaseException:
             ours.close()
             raise
@@ -160,15 +160,16 @@ class Worker:
 
     async def send(self, run: RunJob) -> None:
         """Give it its job. Raises WorkerDied."""
-        await self._send(encode_run(run))
+        await self.send_frames(encode_run(run))
 
     async def say(self, word: Word) -> None:
         """Tell it more. Raises WorkerDied."""
-        await self._send(encode_word(word))
+        await self.send_frames(encode_word(word))
 
-    async def _send(self, frame: bytes) -> None:
+    async def send_frames(self, frames: bytes) -> None:
+        """Raises WorkerDied."""
         try:
-            await self._stream.send_all(frame)
+            await self._stream.send_all(frames)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise WorkerDied from None
 

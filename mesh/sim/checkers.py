@@ -109,6 +109,8 @@ class Checkers:
         self._signed: dict[bytes, int] = {}  # ALLOC id -> the fuel that its buyer signed for
         self._told_signed: dict[tuple[int, bytes], int] = {}  # (seller, ALLOC id) -> as it knows
         self._asked_at: dict[TaskId, float] = {}
+        self._given_up: set[tuple[int, TaskId, int]] = set()
+        """Of whose accounts a seller with a full table expects nothing any more."""
         self.admitted: dict[TaskId, float] = {}
         """When each task of an honest node was first durable: world time."""
         self.now = 0.0
@@ -216,6 +218,8 @@ class Checkers:
         """Remember when tasks were asked about (L4); on a good day no lease is lost."""
         if isinstance(notice, Asked | Moved):
             self._asked_at[notice.task] = self.now
+        elif isinstance(notice, Hosted) and notice.what == "unpaid":
+            self._given_up.add((node.index, notice.task, notice.fence))
         elif isinstance(notice, Hosted) and notice.what == "fenced" and self._options.is_calm:
             raise Violation("calm", f"node {node.index} lost a lease and nothing had failed")
 
@@ -289,8 +293,10 @@ class Checkers:
         last unit of fuel; and its last receipt tells of every move."""
         for task, record in self._records.items():
             plan = self._plans[task]
-            if self._is_foul(task) or record.result is None or record.state is State.CANCELLED:
+            if self._is_foul(task) or record.result is None:
                 continue
+            if record.result.status == "cancelled":
+                continue  # taken back, or given up unsigned: it never came to its end
             bodies = self._chains[plan.buyer].bodies.values()
             bills = [b.deal for b in bodies if b.kind is Kind.SETTLE and b.deal.nonce == task]
             if any(PeerId(bill.seller) not in self._nodes for bill in bills):
@@ -318,6 +324,8 @@ class Checkers:
             told = f"{format_task(TaskId(body.deal.nonce))} by fence {body.deal.fence}"
             if body.kind is Kind.ALLOC and body.id not in chain.resolved:
                 raise Violation("L2", f"node {node.index} still sets money aside for {told}")
+            if (seller.index, TaskId(body.deal.nonce), body.deal.fence) in self._given_up:
+                continue  # it comes by replication, where there is one
             if body.kind is Kind.SETTLE and body.id not in self._received[seller.index]:
                 raise Violation("L2", f"node {seller.index} never got its receipt for {told}")
 

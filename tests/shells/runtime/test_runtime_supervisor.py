@@ -137,6 +137,28 @@ async def test_a_paused_run_stands_still_and_ends_the_same(supervisor: Superviso
     assert supervisor.statistics().paused == 0
 
 
+async def test_a_run_that_bought_part_of_a_core_rests_and_ends_the_same(
+    supervisor: Supervisor,
+) -> None:
+    job = job_of(HOSTILE, *SPIN, **LONG)
+    plain = await supervisor.run("plain", job, HOSTILE, {}, on_progress=ignore)
+    began = trio.Event()
+    outcomes = []
+
+    async def go() -> None:
+        outcome = await supervisor.run(
+            "part", job, HOSTILE, {}, on_progress=lambda _: began.set(), cpu_milli=200
+        )
+        outcomes.append(outcome)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(go)
+        await began.wait()
+        (pid,) = supervisor.statistics().pids
+        await until(lambda: state_of(pid) == "S")  # a guest that spins sleeps only when told to
+    assert facts(outcomes[0]) == facts(plain)
+
+
 async def test_a_run_paused_before_its_worker_is_up_waits_to_be_resumed(
     supervisor: Supervisor,
 ) -> None:

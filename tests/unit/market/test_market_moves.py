@@ -43,6 +43,7 @@ from mesh.messages import (
     Outlook,
     Quantiles,
     Refusal,
+    Release,
     Renew,
     Revoked,
     Saved,
@@ -452,6 +453,29 @@ def test_the_owners_need_makes_the_lightest_run_leave_one_at_a_time(stall: Stall
     stall.seller.told(Suspended(light, 1, STATE, G, 1), 5.0)
     more = some(stall.seller.told(LoadSampled(his_own + 1_500, 0), 6.0), Suspend)
     assert more == [Suspend(stall.task, 1)]
+
+
+def test_a_run_makes_room_for_one_that_pays_far_more_and_not_for_every_ask(stall: Stall) -> None:
+    def asked(key: bytes, now: float, **changes: object) -> list[Action]:
+        return stall.got(ask(task_id(stall.buyer.peer, key), **changes), now)
+
+    big = evolve(WORK, needs=evolve(NEEDS, cpu_milli=2_000))
+    assert one(asked(b"fits", 1.0), Bid), "who finds room takes nobody's"
+    stall.got(Release(task_id(stall.buyer.peer, b"fits"), 1, "another bid was better"), 1.5)
+    poor = asked(b"poor", 2.0, work=big, max_price=19_999)
+    assert (len(some(poor, Refusal)), some(poor, Suspend)) == (1, [])
+    huge = evolve(WORK, needs=evolve(NEEDS, cpu_milli=9_000))
+    assert some(asked(b"huge", 3.0, work=huge, max_price=10**9), Suspend) == []
+    rich = asked(b"rich", 4.0, work=big, max_price=20_100)
+    assert (len(some(rich, Refusal)), some(rich, Suspend)) == (1, [Suspend(stall.task, 1)])
+    stall.leaves(G, 5.0)
+    bid = one(asked(b"rich", 6.0, work=big, max_price=20_100, round=2), Bid)
+    stall.got(stall.buyer.award(bid), 6.5)
+    again = asked(b"richer", 7.0, work=big, max_price=10**9)
+    assert some(again, Suspend) == [], "not so soon"
+    gap_s = POLICY.preempt_gap_ms / 1000
+    later = asked(b"richest", 4.0 + gap_s, work=big, max_price=10**9)
+    assert some(later, Suspend) == [Suspend(bid.task, 2)]
 
 
 def test_a_peak_that_is_only_expected_makes_room_as_well(stall: Stall) -> None:

@@ -59,7 +59,8 @@ def test_a_report_comes_back_from_its_frame(report: Report) -> None:
 
 
 def test_a_run_comes_back_from_its_frame() -> None:
-    run = RunJob(b"job", "/module", (("a", "/a"), ("b", "/b")), "/scratch", "/cache", "/state", 7)
+    named = (("a", "/a"), ("b", "/b"))
+    run = RunJob(b"job", "/module", named, "/scratch", "/cache", "/state", 7, 250)
     assert decode_run(encode_run(run)[HEADER:]) == run
 
 

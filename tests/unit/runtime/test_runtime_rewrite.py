@@ -10,8 +10,8 @@ import pytest
 import wasmtime
 from hypothesis import given
 from hypothesis import strategies as st
+from runtime_modules import module, name, section
 from test_runtime_module import GUESTS as ALL_GUESTS
-from test_runtime_module import module, name, section
 
 from mesh.errors import Refused
 from mesh.runtime import binary
@@ -89,6 +89,30 @@ def test_outer_leaves_out_the_innermost_loops_that_call_nothing() -> None:
     assert checks_of(loop(b"")) == Checks(1, 1, 1, 0)
     assert checks_of(loop(loop(call(1))), b"") == Checks(2, 2, 2, 0)
     assert checks_of(loop(loop(b"\x01") + loop(call(1))), b"") == Checks(3, 2, 2, 0)
+
+
+def test_outer_counts_a_function_called_in_a_loop_as_part_of_it() -> None:
+    assert checks_of(loop(call(1)), loop(b"")) == Checks(2, 1, 2, 0)
+    assert checks_of(loop(call(1)), call(2), loop(b"")) == Checks(2, 1, 3, 0)
+    assert checks_of(loop(call(1)), loop(b""), policy=Policy.ALL) == Checks(2, 2, 2, 0)
+    assert checks_of(call(1), loop(b"")) == Checks(1, 1, 2, 0)
+    assert checks_of(loop(b"") + call(1), loop(b"")) == Checks(2, 2, 2, 0)
+
+
+POINTER = b"\x41\0\x11\0\0"
+"""call_indirect of whatever is first in the table."""
+
+
+@pytest.mark.parametrize(("target", "entered"), [(1, 1), (2, 0), (0, 2)])
+def test_calls_by_a_pointer_lead_to_what_is_in_a_table(target: int, entered: int) -> None:
+    """0 calls 1, which calls by a pointer: only through 0 or 1 may that lead back to itself."""
+    wasm = module(
+        functions=section(3, b"\0", b"\0", b"\0"),
+        tables=section(4, b"\x70\0\x01"),
+        code=section(9, b"\0\x41\0\x0b\x01" + bytes((target,))) + code(call(1), POINTER, b"\x01"),
+    )
+    _, checks = add_checks(wasm, Policy.OUTER)
+    assert checks.checked_functions == entered
 
 
 def test_functions_that_may_call_themselves_look_at_their_entry() -> None:
