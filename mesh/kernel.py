@@ -211,6 +211,10 @@ class Kernel:
         """Tasks that occupy this node as an executor."""
         return self._tenancies.hosted()
 
+    def leaving(self) -> int:
+        """Runs on their way to other nodes, until they are settled."""
+        return self._departures.leaving()
+
     def sold(self) -> Capacity:
         return self._tenancies.pool.sold
 

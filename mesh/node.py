@@ -1,7 +1,7 @@
 """The composition root: builds a node from its configuration, runs it, and takes it down.
 
 The only file that knows every shell. Up: folders, key, files, kernel, network, sandbox, doors.
-Down: runs given up with their reason, doors, sandbox, network, files.
+Down: runs handed over, doors, sandbox, network, files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -38,6 +37,7 @@ from mesh.config import Config
 from mesh.desk import Desk
 from mesh.driver import Driver
 from mesh.errors import Corruption, MeshError, PeerError, Stopped, Unavailable
+from mesh.farewell import say_farewell
 from mesh.identity.keys import identity
 from mesh.ids import NET, PeerId, format_peer
 from mesh.kernel import Kernel
@@ -64,7 +64,6 @@ _log = logging.getLogger("mesh.node")
 
 SPEED = 500_000
 """Fuel per ms and core that a node claims before its own runs have corrected it."""
-LEAVE_S = 2.0
 SERVING_MAX = 4
 """Threads that peers' requests for blocks may occupy."""
 
@@ -244,7 +243,7 @@ async def _serve(
         _write_facts(home, facts)
         stack.callback(home.facts.unlink, missing_ok=True)
         announce({**facts, **_boast(config, files, kernel)})
-        await _until_told(performer)
+        await say_farewell(kernel, driver, performer)
         performer.broadcast.close()
         nursery.cancel_scope.cancel()
 
@@ -466,22 +465,6 @@ def _write_facts(home: Home, facts: Mapping[str, object]) -> None:
     draft = home.facts.with_suffix(".tmp")
     draft.write_text(json.dumps(facts, indent=1) + "\n")
     draft.replace(home.facts)
-
-
-async def _until_told(performer: Performer) -> None:
-    """Wait for a signal; give up what runs here, so that others take it at once."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        await anext(signals)
-        async with trio.open_nursery() as leaving:
-            leaving.start_soon(_leave, performer, leaving.cancel_scope)
-            await anext(signals)  # the second one: at once
-            leaving.cancel_scope.cancel()
-
-
-async def _leave(performer: Performer, waiting: trio.CancelScope) -> None:
-    if await performer.give_up("its executor leaves the mesh"):
-        await trio.sleep(LEAVE_S)  # for the last messages to get out
-    waiting.cancel()
 
 
 def _agent() -> str:

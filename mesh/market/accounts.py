@@ -76,13 +76,18 @@ class Accounts:
 
     def reminders(self, held: Mapping[Key, PeerId]) -> list[Action]:
         """Awards once more, of which nothing came: who is not among the *held* declines it."""
-        idle = [
-            (key, entry) for key, entry in self._allocs.items() if held.get(key) != _seller(entry)
-        ]
+        idle = [key for key, entry in self._allocs.items() if held.get(key) != _seller(entry)]
         return [
-            Send(_seller(entry), Award(*key, entry.encode(), self._policy.ttl_ms))
-            for key, entry in idle[:REMINDERS_MAX]
+            action
+            for key in idle[:REMINDERS_MAX]
+            for action in self.reminder(_seller(self._allocs[key]), key)
         ]
+
+    def reminder(self, peer: PeerId, key: Key) -> list[Action]:
+        """An open award once more: *peer* tells what became of it."""
+        if not self.is_open(peer, key):
+            return []
+        return [Send(peer, Award(*key, self._allocs[key].encode(), self._policy.ttl_ms))]
 
     def paid(self) -> dict[TaskId, tuple[EntryId, Terms]]:
         """The receipt of each task that was paid to its end, of those not yet forgotten."""

@@ -128,6 +128,8 @@ class Auctioneer:
             self.accounts.take_up(entry)
         actions = self.register.correct(recovered(self.records.values(), self.accounts))
         actions += self.billing.pay_again(now)
+        for task, sale in self._sales.items():
+            actions += self._ask_holder(self.records[task], sale, now)
         newest = self.accounts.newest_fences()
         for task in self.register.waiting():
             record = self.records[task]
@@ -231,6 +233,10 @@ class Auctioneer:
             return actions
         self.calibration.record(peer, self._sales[declined.task].promise, was_kept=False)
         self.register.judge(declined.task, peer, f"declined: {declined.reason}")
+        sale = self._sales[declined.task]
+        if not sale.asked:  # of a round before our restart: the other bids are forgotten
+            why, pause_s = "its winner declined", self._policy.retry_pause_s(sale.misses)
+            return [*actions, *self._wait(declined.task, why, now, pause_s)]
         return [*actions, *self._award_next(declined.task, now)]
 
     # --- the lease ------------------------------------------------------------------------------
@@ -280,7 +286,8 @@ class Auctioneer:
         record, sale = self.records.get(task), self._sales.get(task)
         if not record or not sale or not record.executor or now < sale.granted_until:
             return []
-        if sale.done is not None:  # it has ended, and what it left is on its way
+        # It has ended, and what it left is on its way; or, after a restart, it could not say so.
+        if sale.done is not None or not self.accounts.is_writable:
             return [sale.grant(record, self._policy, now)]
         if record.state is State.RUNNING:
             self.calibration.record(record.executor, sale.promise, was_kept=False)
@@ -326,6 +333,14 @@ class Auctioneer:
             PersistTask(record),
             WakeAt(sale.ask_at, Woken("ask", order.task, round_)),
         ]
+
+    def _ask_holder(self, record: TaskRecord, sale: Sale, now: float) -> list[Action]:
+        """What became of a lease from before our restart: nobody was there to be told, and its
+        holder may say it again only when the lease has long run out."""
+        if record.state not in (State.AWARDED, State.RUNNING) or record.executor is None:
+            return []
+        asked = self.accounts.reminder(record.executor, (record.order.task, record.fence))
+        return [*asked, sale.grant(record, self._policy, now)]
 
     def _open_soon(self, task: TaskId, now: float) -> list[Action]:
         sale = self._sales[task]
