@@ -20,7 +20,7 @@ from mesh.ids import EntryId, PeerId, TaskId
 from mesh.market import terms as contract
 from mesh.market.own_chain import CLOSINGS_MAX, OwnChain, Past
 from mesh.market.policy import Policy
-from mesh.messages import Award, Bid, Declined, Done, Lost, Saved, Settled, Slice, Sliced
+from mesh.messages import Award, Bid, Declined, Done, Lost, Result, Saved, Settled, Slice, Sliced
 from mesh.sansio import Action, Identity, Send, WakeAt, Woken
 
 REMINDERS_MAX = 64
@@ -131,6 +131,12 @@ class Accounts:
         if not self._identity.verify(peer, terms_message(bill.terms), bill.signature):
             raise PeerError("settle terms with a bad signature")
         return terms
+
+    def bill_of(self, key: Key, result: Result) -> int:
+        """What an open award comes to with that *result*, µcr."""
+        alloc = self._allocs[key]
+        terms = Terms.decode(alloc.content.terms)
+        return contract.settle_terms(terms, EntryId(alloc.id), result, 0).amount
 
     def settle(self, peer: PeerId, bill: Bill, wall_ms: int) -> tuple[Entry, list[Action]]:
         """Pay a *bill* that `check` has passed. The chain must be writable."""
