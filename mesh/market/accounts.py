@@ -7,8 +7,7 @@ long task runs, each slice of it is signed for: USE.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias
 
@@ -21,7 +20,7 @@ from mesh.ids import EntryId, PeerId, TaskId
 from mesh.market import terms as contract
 from mesh.market.own_chain import CLOSINGS_MAX, OwnChain, Past
 from mesh.market.policy import Policy
-from mesh.messages import Award, Bid, Declined, Done, Lost, Saved, Settled, Slice, Sliced
+from mesh.messages import Award, Bid, Declined, Done, Lost, Result, Saved, Settled, Slice, Sliced
 from mesh.sansio import Action, Identity, Send, WakeAt, Woken
 
 REMINDERS_MAX = 64
@@ -92,23 +91,16 @@ class Accounts:
 
     def paid(self) -> dict[TaskId, tuple[EntryId, Terms]]:
         """The receipt of each task that was paid to its end, of those not yet forgotten."""
+        entries = [Entry.decode(data) for _, data in self._closings.values()]
+        settled = [
+            entry
+            for entry in entries
+            if entry.content.kind is Kind.SETTLE and entry.content.deal.exit != contract.MOVED_EXIT
+        ]
         return {
             TaskId(entry.content.deal.nonce): (EntryId(entry.id), entry.content.deal)
-            for entry in self._settles()
-            if entry.content.deal.exit != contract.MOVED_EXIT
+            for entry in settled
         }
-
-    def paid_for_states(self) -> Counter[TaskId]:
-        """µcr of each task's runs that went on elsewhere, of those not yet forgotten."""
-        sums: Counter[TaskId] = Counter()
-        for entry in self._settles():
-            if entry.content.deal.exit == contract.MOVED_EXIT:
-                sums[TaskId(entry.content.deal.nonce)] += entry.content.deal.amount
-        return sums
-
-    def _settles(self) -> Iterator[Entry]:
-        entries = (Entry.decode(data) for _, data in self._closings.values())
-        return (entry for entry in entries if entry.content.kind is Kind.SETTLE)
 
     def timer(self, now: float) -> Action:
         """When to remind. Never soon after a start: an award that only the ledger knows may find
@@ -139,6 +131,12 @@ class Accounts:
         if not self._identity.verify(peer, terms_message(bill.terms), bill.signature):
             raise PeerError("settle terms with a bad signature")
         return terms
+
+    def bill_of(self, key: Key, result: Result) -> int:
+        """What an open award comes to with that *result*, µcr."""
+        alloc = self._allocs[key]
+        terms = Terms.decode(alloc.content.terms)
+        return contract.settle_terms(terms, EntryId(alloc.id), result, 0).amount
 
     def settle(self, peer: PeerId, bill: Bill, wall_ms: int) -> tuple[Entry, list[Action]]:
         """Pay a *bill* that `check` has passed. The chain must be writable."""

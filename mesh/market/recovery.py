@@ -11,10 +11,10 @@ from collections.abc import Iterable
 
 from attrs import evolve
 
-from ledger.model import Terms
-from mesh.ids import Cid, EntryId, PeerId
+from ledger.model import Terms, burnt_before
+from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.accounts import Accounts
-from mesh.market.order import State, TaskRecord, is_counted
+from mesh.market.order import State, TaskRecord, paid_so_far
 from mesh.market.terms import CANCELLED, CANCELLED_EXIT
 from mesh.messages import Result
 from mesh.runtime.manifest import EXIT_CODE_MAX, STATUSES
@@ -22,44 +22,24 @@ from mesh.runtime.manifest import EXIT_CODE_MAX, STATUSES
 
 def recovered(records: Iterable[TaskRecord], accounts: Accounts) -> list[TaskRecord]:
     """The records as the ledger would have them."""
-    paid, for_states = accounts.paid(), accounts.paid_for_states()
-    return [
-        _recovered(
-            record,
-            accounts,
-            paid.get(record.order.task),
-            for_states[record.order.task] + _owed(record, accounts),
-        )
-        for record in records
-    ]
-
-
-def _owed(record: TaskRecord, accounts: Accounts) -> int:
-    """µcr of states that the task went on from and that are not paid yet."""
-    return sum(
-        bill.amount
-        for bill in record.saved
-        if is_counted(record, bill)
-        and accounts.is_open(bill.executor, (record.order.task, bill.saved.fence))
-    )
+    paid = accounts.paid()
+    return [_recovered(record, accounts, paid) for record in records]
 
 
 def _recovered(
-    record: TaskRecord,
-    accounts: Accounts,
-    receipt: tuple[EntryId, Terms] | None,
-    before: int,
+    record: TaskRecord, accounts: Accounts, paid: dict[TaskId, tuple[EntryId, Terms]]
 ) -> TaskRecord:
-    """*before* is what the task had cost when it came to its last executor."""
     key = (record.order.task, record.fence)
     if record.settle and record.executor and accounts.is_open(record.executor, key):
-        return evolve(record, settle=None, amount=before)
-    if receipt is None:
+        bill = accounts.bill_of(key, record.result) if record.result else 0
+        return evolve(record, settle=None, amount=record.amount - bill)
+    if record.order.task not in paid:
         return record
-    entry, deal = receipt
+    entry, deal = paid[record.order.task]
     if record.state.is_final:
         is_missing = record.result is not None and record.settle is None
-        return evolve(record, settle=entry, amount=before + deal.amount) if is_missing else record
+        amount = record.amount + deal.amount
+        return evolve(record, settle=entry, amount=amount) if is_missing else record
     result = _result_of(deal)
     return evolve(
         record,
@@ -67,8 +47,8 @@ def _recovered(
         round=max(record.round, deal.fence),
         fence=deal.fence,
         executor=PeerId(deal.seller),
-        fuel=deal.fuel + (deal.migrations[-1][0] if deal.migrations else 0),
-        amount=before + deal.amount,
+        fuel=burnt_before(deal) + deal.fuel,
+        amount=paid_so_far(record) + deal.amount,
         settle=entry,
         result=result,
         reason="as its receipt says",

@@ -269,7 +269,7 @@ class Checkers:
         entries = [
             Entry.decode(data)
             for node in nodes
-            for data in (*node.disk.read().entries, *node.disk.read().foreign)
+            for data in (*node.disk.read().entries, *node.disk.read().foreign, *node.lost)
         ]
         accounts = fold(entries, NET)
         if accounts != fold([*reversed(entries), *entries], NET):

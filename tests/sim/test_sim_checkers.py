@@ -76,6 +76,7 @@ class Scene:
         node.disk = Disk(lambda write: self.checkers.saw_durable(node, write))
         node.handled, node.quiet_since = 0, 0.0
         node.is_catching_up = node.is_drained = False
+        node._lost = []
         node.is_on = True
         self.checkers.watch(node)
         return cast(Node, node)

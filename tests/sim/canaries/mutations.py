@@ -112,7 +112,7 @@ MUTATIONS = (
         "            self._send_award(winner, sale.award),",
         "            *signed,\n            self._send_award(winner, sale.award),",
         ("S1", "S10", "crash", "honest"),
-        8,
+        82,
     ),
     Mutation(
         "a receipt is sent before it is durable",
@@ -161,7 +161,7 @@ MUTATIONS = (
         "        if slicing.is_spent(tenancy, self._policy) and not tenancy.is_unsigned:",
         "        if False:",
         ("S9",),
-        9,
+        53,
     ),
     Mutation(
         "a slice is signed for again and again",
@@ -233,7 +233,7 @@ MUTATIONS = (
         "mesh.market.order",
         "    move = Move(burnt_before(record) + result.fuel, last.executor, result.output)",
         "    move = Move(result.fuel, last.executor, result.output)",
-        ("S10", "L1"),
+        ("S10", "L1", "honest"),
         0,
     ),
     Mutation(

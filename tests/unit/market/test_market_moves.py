@@ -284,6 +284,27 @@ def test_a_bill_of_a_state_that_a_crash_kept_from_the_chain_is_paid_at_the_next_
     assert not hall.record.state.is_final, "one part was paid; the task goes on"
 
 
+def test_what_all_parts_came_to_is_known_after_a_crash_before_the_last_payment(
+    hall: Hall,
+) -> None:
+    (asked, *_) = some(given_back(hall), Ask)
+    second = hall.sellers[1]
+    hall.bids(second, asked, 5.2)
+    award = one(hall.bids(hall.sellers[2], asked, 5.2, price=1_500), Award)
+    hall.got(second, Accepted(hall.task, 2), 5.3)
+    done = second.done(award, evolve(RESULT, fuel=4 * G))
+    hall.got(second, done, 9.0)
+    hall.buyer.told(Collected(hall.task, 2, RESULT.output, ""), 9.1)
+    player = hall.buyer
+    player.entries.pop()
+    player._head = read_past(player.peer, NET, player.entries).head
+    player.boot()
+    player.told(Started(), 10.0)
+    assert (hall.record.amount, hall.record.settle) == (3_000, None)
+    hall.got(second, done, 11.0)
+    assert hall.record.amount == 3_000 + 4_000 + 100
+
+
 def test_a_task_cancelled_after_a_move_has_cost_what_was_burnt(hall: Hall) -> None:
     given_back(hall)
     hall.buyer.told(CancelRequested(hall.task), 6.0)
