@@ -31,7 +31,7 @@ from mesh.messages import Move, Result, Work
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
 from mesh.runtime.course import Kept, Stays, Suspended
-from mesh.runtime.execution import Workshop
+from mesh.runtime.execution import Prepared, Workshop
 from mesh.runtime.manifest import Job
 from mesh.runtime.supervisor import Supervisor, open_supervisor
 from mesh.storage.disk import DiskBlocks
@@ -134,29 +134,34 @@ async def be_target(folder: Path, port: int) -> None:
     async def bring(root: Cid, bytes_max: int) -> None:
         await fetch(root, blocks, request, bytes_max=bytes_max, blocks_max=1 << 20, tally=tally)
 
-    async with open_place(folder, bring) as place:
+    async with open_place(folder, bring) as place, trio.open_nursery() as nursery:
         blocks = place.blocks
-        lines = trio.wrap_file(sys.stdin)
-        async for line in lines:
+        ahead: Prepared | None = None
+        async for line in trio.wrap_file(sys.stdin):
             verb, work = _unpack(line)
-            if verb == "rehearse":
-                await _rehearse(place, work, tally)
+            before = tally.received
+            if verb == "go on":
+                await _go_on(place, work, tally, ahead)
+                continue
+            if ahead is None:
+                ahead = await nursery.start(_prepare, place, work)
             else:
-                await _go_on(place, work, tally)
+                await place.workshop.advance(ahead, SOURCE, work.moves[-1].state)
+            _say(tally.received - before)
+        nursery.cancel_scope.cancel()
 
 
-async def _rehearse(place: Place, work: Work, tally: Tally) -> None:
-    """Go on from a copy, and stop as soon as that is seen to work: then all but the rest is here,
-    the compiled module included."""
-    before = tally.received
-    with trio.CancelScope() as scope:
-        await place.workshop.execute(
-            work, SOURCE, "rehearsal", lambda fuel: scope.cancel() if fuel > 0 else None
-        )
-    _say(tally.received - before)
+async def _prepare(
+    place: Place, work: Work, task_status: trio.TaskStatus[Prepared] = trio.TASK_STATUS_IGNORED
+) -> None:
+    async with place.workshop.prepared(
+        SOURCE, work.moves[-1].state, "ahead", bytes_max=1 << 32, has_room=lambda job: True
+    ) as prepared:
+        task_status.started(prepared)
+        await trio.sleep_forever()
 
 
-async def _go_on(place: Place, work: Work, tally: Tally) -> None:
+async def _go_on(place: Place, work: Work, tally: Tally, ahead: Prepared | None) -> None:
     began: list[float] = []
 
     def see(fuel: int) -> None:
@@ -165,7 +170,7 @@ async def _go_on(place: Place, work: Work, tally: Tally) -> None:
             _say((began[0], tally.received - before))
 
     before = tally.received
-    result = await place.workshop.execute(work, SOURCE, "moved", see)
+    result = await place.workshop.execute(work, SOURCE, "moved", see, prepared=ahead)
     assert isinstance(result, Result)
     stdout = b"".join(read_file(place.blocks, result.stdout))
     _say((result, stdout))
@@ -199,7 +204,8 @@ async def move(
 ) -> Moved:
     """Run *module* in one process until it has burnt *after*, then move it into another.
 
-    Before it is suspended, its state is copied ahead *copies* times while it runs.
+    Before it is suspended, its state is copied ahead *copies* times while it runs, into the memory
+    of a worker that waits for the last.
     """
     async with open_place(folder / "source", None) as place, trio.open_nursery() as nursery:
         work = _work(place, module, args, memory)
@@ -209,7 +215,7 @@ async def move(
         target = await trio.lowlevel.open_process(
             [
                 sys.executable,
-                *(["/tmp/trace.py", "x"] if __import__("os").environ.get("TRACE") else [__file__]),
+                __file__,
                 "--target",
                 str(folder / "target"),
                 str(port),
@@ -250,7 +256,7 @@ async def _move(
         for _ in range(copies):
             kept = await place.supervisor.checkpoint("task")
             assert isinstance(kept, Kept), kept
-            copied.append(await talk.ask("rehearse", _left(work, kept)))
+            copied.append(await talk.ask("prepare", _left(work, kept)))
         since = time.monotonic()
         stays = await place.supervisor.suspend("task")
         assert not isinstance(stays, Stays), stays

@@ -18,7 +18,7 @@ from attrs import define, evolve, field, frozen
 
 from mesh.errors import Corruption, MeshError, PeerError
 from mesh.ids import RAW, Cid, cid_of
-from mesh.migration.snapshot import REGION, Snapshot, decode_head
+from mesh.migration.snapshot import REGION, Shared, Snapshot, decode_head
 from mesh.runtime.frames import IMAGE, Go, Hold, Still, Unmoved, Withdraw
 from mesh.runtime.manifest import Job, encode
 from mesh.runtime.stopwatch import Stopwatch
@@ -79,6 +79,8 @@ class Beginning:
     tmp: Path
     fuel: int
     """Burnt up to there."""
+    shared: tuple[Shared, ...] = ()
+    """What the snapshot leaves out, since the state before has it that a standby has."""
 
 
 Keep: TypeAlias = Callable[[Held], Awaitable[Cid]]

@@ -150,6 +150,33 @@ def read_file(blocks: Blocks, cid: Cid) -> Iterator[bytes]:
     return _Reading(blocks).read(cid)
 
 
+def leaves(blocks: Blocks, cid: Cid) -> Iterator[Link]:
+    """The parts of a file in order, unread; what they say of their size is to be checked.
+
+    Raises as `read_file` does.
+    """
+    for count, leaf in enumerate(_leaves(blocks, Link(cid, 0, 0), 0)):
+        if count >= PARTS_MAX:
+            raise _too_much(f"more than {PARTS_MAX:,} leaves")
+        yield leaf
+
+
+def _leaves(blocks: Blocks, link: Link, depth: int) -> Iterator[Link]:
+    if depth and cid_codec(link.cid) == RAW:
+        yield link
+        return
+    if depth > FILE_DEPTH_MAX:
+        raise PeerError(f"a file of more than {FILE_DEPTH_MAX} levels")
+    match _node(blocks, link.cid):
+        case Leaf(data=data):
+            yield Link(link.cid, link.tsize, len(data))
+        case File(parts=parts):
+            for part in parts:
+                yield from _leaves(blocks, part, depth + 1)
+        case _:
+            raise Refused(f"{format_cid(link.cid)} is a folder", "name a file in it")
+
+
 def list_dir(blocks: Blocks, cid: Cid) -> list[Item]:
     """All that is below a folder, or the one file that *cid* is. Raises as `read_file` does."""
     items: list[Item] = []
