@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ async def be_target(folder: Path, port: int) -> None:
     async def bring(root: Cid, bytes_max: int) -> None:
         await fetch(root, blocks, request, bytes_max=bytes_max, blocks_max=1 << 20, tally=tally)
 
-    async with open_place(folder, bring) as place, trio.open_nursery() as nursery:
+    async with open_place(folder, bring) as place, AsyncExitStack() as stack:
         blocks = place.blocks
         ahead: Prepared | None = None
         async for line in trio.wrap_file(sys.stdin):
@@ -144,21 +144,17 @@ async def be_target(folder: Path, port: int) -> None:
                 await _go_on(place, work, tally, ahead)
                 continue
             if ahead is None:
-                ahead = await nursery.start(_prepare, place, work)
+                ahead = await stack.enter_async_context(_prepared(place, work))
             else:
                 await place.workshop.advance(ahead, SOURCE, work.moves[-1].state)
             _say(tally.received - before)
-        nursery.cancel_scope.cancel()
 
 
-async def _prepare(
-    place: Place, work: Work, task_status: trio.TaskStatus[Prepared] = trio.TASK_STATUS_IGNORED
-) -> None:
-    async with place.workshop.prepared(
-        SOURCE, work.moves[-1].state, "ahead", bytes_max=1 << 32, has_room=lambda job: True
-    ) as prepared:
-        task_status.started(prepared)
-        await trio.sleep_forever()
+def _prepared(place: Place, work: Work) -> AbstractAsyncContextManager[Prepared]:
+    state, most = work.moves[-1].state, QUOTA
+    return place.workshop.prepared(
+        SOURCE, state, "ahead", bytes_max=most, has_room=lambda job: True
+    )
 
 
 async def _go_on(place: Place, work: Work, tally: Tally, ahead: Prepared | None) -> None:
