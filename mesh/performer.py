@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import assert_never
 
@@ -205,9 +205,14 @@ class Performer:
                 self.tally["offers_unsaid"] += 1
 
     async def fetch(
-        self, peer: PeerId, root: Cid, bytes_max: int, tally: Tally | None = None
+        self,
+        peer: PeerId,
+        root: Cid,
+        bytes_max: int,
+        spared: Container[Cid] = (),
+        tally: Tally | None = None,
     ) -> None:
-        """Bring a DAG from *peer* into our blocks. Raises MeshError."""
+        """Bring a DAG from *peer* into our blocks, but for what is *spared*. Raises MeshError."""
 
         async def request(payload: bytes) -> bytes:
             return await self._network.request(peer, BLOCKS, payload, REQUEST_S)
@@ -219,9 +224,12 @@ class Performer:
             bytes_max=bytes_max,
             blocks_max=BLOCKS_MAX,
             tally=tally or self.transfers,
+            spared=spared,
         )
 
-    async def bring(self, buyer: PeerId, root: Cid, bytes_max: int) -> None:
+    async def bring(
+        self, buyer: PeerId, root: Cid, bytes_max: int, spared: Container[Cid] = ()
+    ) -> None:
         """Like `fetch`, for a run that was awarded: a buyer that restarts meanwhile loses nothing.
 
         Raises MeshError.
@@ -231,7 +239,7 @@ class Performer:
             while True:
                 tally = Tally()
                 try:
-                    return await self.fetch(buyer, root, bytes_max, tally)
+                    return await self.fetch(buyer, root, bytes_max, spared, tally)
                 except (Unavailable, PeerError):  # who is killed leaves half an answer
                     if tally.blocks:
                         until = trio.current_time() + AWAY_S
@@ -284,11 +292,7 @@ class Performer:
                 result = await self._workshop.execute(
                     run.work, run.buyer, _key(*key), progress, hosting.gate
                 )
-                if isinstance(result, Suspension):
-                    await self._pin_state(run.task, result.state, hosted_state_pin(run.task))
-                    fuel, run_ms = result.fuel, result.run_ms
-                    await self._driver.post(Suspended(*key, result.state, fuel, run_ms))
-                else:
+                if not isinstance(result, Suspension):  # that was told when its state was safe
                     roots = (result.output, result.stdout, result.stderr)
                     await self._pin(roots, hosted_pin(run.task))
                     await self._driver.post(RunEnded(*key, result))
@@ -312,9 +316,19 @@ class Performer:
                 await self._tell_unmoved(task, fence, kept)
 
     async def _suspend(self, task: TaskId, fence: int) -> None:
-        stays = await self._workshop.supervisor.suspend(_key(task, fence))
-        if stays is not None:
-            await self._tell_unmoved(task, fence, stays)
+        hosting = self.hostings.get((task, fence))
+        if hosting is None:
+            return  # it ended, and that was told
+        end = await self._workshop.supervisor.suspend(_key(task, fence))
+        if hosting.scope.cancel_called:
+            return  # nobody wants it any more
+        match end:
+            case Suspension(state=state, fuel=fuel, run_ms=run_ms):
+                await self._pin_state(task, state, hosted_state_pin(task))
+                fuel -= hosting.before
+                await self._driver.post(Suspended(task, fence, state, fuel, run_ms))
+            case Stays():
+                await self._tell_unmoved(task, fence, end)
 
     async def _tell_unmoved(self, task: TaskId, fence: int, stays: Stays) -> None:
         """Of a run that is over, the end was told, and nothing more is."""

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from mesh.ids import RAW, Cid, PeerId, cid_of
 from mesh.messages import Move, Result, Work
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
-from mesh.runtime.course import Kept, Stays, Suspended
+from mesh.runtime.course import Kept, Suspended
 from mesh.runtime.execution import Prepared, Workshop
 from mesh.runtime.manifest import Job
 from mesh.runtime.supervisor import Supervisor, open_supervisor
@@ -70,14 +70,14 @@ class Place:
 
 @asynccontextmanager
 async def open_place(
-    folder: Path, bring: Callable[[Cid, int], Awaitable[None]] | None
+    folder: Path, bring: Callable[[Cid, int, Container[Cid]], Awaitable[None]] | None
 ) -> AsyncIterator[Place]:
     """A place with its files in *folder*, that gets by *bring* what it lacks."""
     (folder / "scratch").mkdir(parents=True)
 
-    async def fetched(peer: PeerId, root: Cid, bytes_max: int) -> None:
+    async def fetched(peer: PeerId, root: Cid, bytes_max: int, spared: Container[Cid]) -> None:
         assert bring is not None
-        await bring(root, bytes_max)
+        await bring(root, bytes_max, spared)
 
     with DiskBlocks(folder / "blocks", QUOTA) as blocks:
         async with open_supervisor(folder / "runtime", workers_max=1) as supervisor:
@@ -131,8 +131,9 @@ async def be_target(folder: Path, port: int) -> None:
 
     tally = Tally()
 
-    async def bring(root: Cid, bytes_max: int) -> None:
-        await fetch(root, blocks, request, bytes_max=bytes_max, blocks_max=1 << 20, tally=tally)
+    async def bring(root: Cid, bytes_max: int, spared: Container[Cid]) -> None:
+        most = {"bytes_max": bytes_max, "blocks_max": 1 << 20}
+        await fetch(root, blocks, request, **most, tally=tally, spared=spared)
 
     async with open_place(folder, bring) as place, AsyncExitStack() as stack:
         blocks = place.blocks
@@ -254,13 +255,11 @@ async def _move(
             assert isinstance(kept, Kept), kept
             copied.append(await talk.ask("prepare", _left(work, kept)))
         since = time.monotonic()
-        stays = await place.supervisor.suspend("task")
-        assert not isinstance(stays, Stays), stays
+        left = await place.supervisor.suspend("task")
+        assert isinstance(left, Suspended), left
         suspended = time.monotonic()
-    (left,) = ended
-    assert isinstance(left, Suspended)
-    began, moved = await talk.ask("go on", _left(work, left))
-    end = await talk.hear() if waits else None
+        began, moved = await talk.ask("go on", _left(work, left))
+        end = await talk.hear() if waits else None
     return Moved(
         (began - since) * 1000,
         tuple(copied),

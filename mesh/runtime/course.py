@@ -173,7 +173,7 @@ class Course:
                     await trio.to_thread.run_sync(_remove, folder)
             return state if isinstance(state, Stays) else Kept(state, held.snapshot.fuel)
 
-    async def suspend(self) -> Stays | None:
+    async def suspend(self) -> Suspended | Stays:
         """Take it out at its next check: then it ends as `suspended`, once its state is safe."""
         async with self._turn, self._holding() as held:
             if isinstance(held, Stays):
@@ -186,7 +186,7 @@ class Course:
                 return state
             run_ms = round(self.watch.elapsed * 1000)
             self.suspended = Suspended(state, held.snapshot.fuel, run_ms)
-            return None
+            return self.suspended
 
     def close(self) -> None:
         """It has ended: whoever waits for it to stand still waits no longer."""

@@ -7,7 +7,7 @@ everything it leaves becomes such blocks; so that whoever has the blocks can run
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -45,8 +45,11 @@ from mesh.storage.states import (
 MODULE_MAX = 64 << 20
 """Bytes of a module."""
 
-Fetch = Callable[[PeerId, Cid, int], Awaitable[None]]
-"""(from whom, root, bytes at most): bring a DAG into the blocks. Raises MeshError."""
+Fetch = Callable[[PeerId, Cid, int, Container[Cid]], Awaitable[None]]
+"""(from whom, root, bytes at most, blocks that are not needed): bring a DAG into the blocks.
+
+Raises MeshError.
+"""
 
 
 class Gate:
@@ -122,15 +125,15 @@ class Workshop:
             check_agrees(work, job)
         except PeerError as error:
             return _refused(f"its manifest is not what was asked for: {error}")
-        if work.moves:
-            most = state_bytes_max(job.memory, job.disk)
-            await self._bring(source, work.moves[-1].state, most)
         if prepared is not None and work.moves and prepared.cid == work.job:
             try:
-                return await self._go_on(work, prepared, key, on_progress, gate)
+                return await self._go_on(work, prepared, source, key, on_progress, gate)
             except Unprepared:
                 pass  # as if nobody had
         await self._bring_parts(source, job)
+        if work.moves:
+            most = state_bytes_max(job.memory, job.disk)
+            await self._bring(source, work.moves[-1].state, most)
         folder = self.scratch / key
         try:
             with room_under(self.scratch):
@@ -193,7 +196,7 @@ class Workshop:
         async with p.turn:
             with room_under(self.scratch):
                 most = state_bytes_max(p.job.memory, p.job.disk)
-                await self._bring(source, state, most)
+                await self._bring(source, state, most, p.known.blocks)
                 remains, known = await trio.to_thread.run_sync(
                     self._lay_out_known, state, p.folder, most, p.known
                 )
@@ -213,6 +216,7 @@ class Workshop:
         self,
         work: Work,
         prepared: Prepared,
+        source: PeerId | None,
         key: str,
         on_progress: Callable[[int], None],
         gate: Gate | None,
@@ -221,6 +225,8 @@ class Workshop:
         p = prepared
         async with p.turn:
             pass  # nobody begins to tell it more of those that do not run it
+        most = state_bytes_max(p.job.memory, p.job.disk)
+        await self._bring(source, work.moves[-1].state, most, p.known.blocks)
         with room_under(self.scratch):
             beginning = await self._begin(work, p.job, p.folder / "last", p.known)
             if gate is not None:
@@ -235,9 +241,11 @@ class Workshop:
         for _, root in job.inputs:
             await self._bring(source, root, job.disk)
 
-    async def _bring(self, source: PeerId | None, root: Cid, bytes_max: int) -> None:
+    async def _bring(
+        self, source: PeerId | None, root: Cid, bytes_max: int, spared: Container[Cid] = ()
+    ) -> None:
         if source is not None:
-            await self.fetch(source, root, bytes_max)
+            await self.fetch(source, root, bytes_max, spared)
 
     async def _begin(
         self, work: Work, job: Job, folder: Path, known: Known | None = None

@@ -211,8 +211,8 @@ class Supervisor:
         run = self._runs.get(key)
         return await run.checkpoint() if run is not None else _GONE
 
-    async def suspend(self, key: str) -> Stays | None:
-        """Make a state of a run, and end it; None where it ends as suspended."""
+    async def suspend(self, key: str) -> Suspended | Stays:
+        """Make a state of a run, and end it: how it ends, as soon as that is certain."""
         run = self._runs.get(key)
         return await run.suspend() if run is not None else _GONE
 
