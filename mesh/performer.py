@@ -55,6 +55,7 @@ from mesh.sansio import (
     Unmoved,
     WakeAt,
 )
+from mesh.standbys import Standbys
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.journal import Journal, Write
 from mesh.storage.states import state_bytes_max
@@ -98,6 +99,8 @@ class Performer:
         nursery: trio.Nursery,
     ) -> None:
         self.workshop: Workshop | None = None
+        self.room: Callable[[], int] = lambda: 0
+        """Bytes of memory that are nobody's, for tasks that may come."""
         self.tally: Counter[str] = Counter()
         self.transfers = Tally()
         self.said: Callable[[Sequence[Entry]], None] = lambda _: None
@@ -119,6 +122,7 @@ class Performer:
         self._disk = trio.CapacityLimiter(1)  # its own: no reader or peer may hold up a commit
         self.broadcast = broadcast
         self._nursery = nursery
+        self.standbys = Standbys(nursery, lambda: self._workshop, lambda: self.room())
         self._offers, self._offers_out = trio.open_memory_channel[bytes](1)
 
     async def persist(self, writes: Sequence[Durable]) -> None:
@@ -182,6 +186,7 @@ class Performer:
                 self._nursery.start_soon(self._keep_state, action)
             case DropState(task, buyer):
                 self.states_kept.discard(kept_state_pin(buyer, task))
+                self.standbys.drop(buyer, task)
                 self._nursery.start_soon(self._drop_state, kept_state_pin(buyer, task))
             case Certify():
                 self._nursery.start_soon(self._certify, action)
@@ -287,10 +292,10 @@ class Performer:
         def progress(fuel: int) -> None:
             self._driver.post_nowait(RunProgressed(run.task, run.fence, fuel))
 
-        with hosting.scope:
+        with hosting.scope, self.standbys.lent(run.work) as prepared:
             try:
                 result = await self._workshop.execute(
-                    run.work, run.buyer, _key(*key), progress, hosting.gate
+                    run.work, run.buyer, _key(*key), progress, hosting.gate, prepared
                 )
                 if not isinstance(result, Suspension):  # that was told when its state was safe
                     roots = (result.output, result.stdout, result.stderr)
@@ -373,6 +378,7 @@ class Performer:
                 await self.fetch(asked.buyer, asked.state, asked.bytes_max)
             if reason in self.states_kept:
                 await trio.to_thread.run_sync(pin_alone, self._blocks, asked.state, reason)
+                await self.standbys.keep(asked)
         except Corruption:
             raise
         except MeshError:
