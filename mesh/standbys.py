@@ -44,6 +44,8 @@ class Standbys:
         """*room* says how many bytes of memory are neither sold nor used by the owner."""
         self._nursery, self._workshop, self._room = nursery, workshop, room
         self._waiting: dict[tuple[PeerId, TaskId], _Waiting] = {}
+        self.used = 0
+        """How many were lent to a run."""
 
     def __len__(self) -> int:
         return sum(one.prepared is not None for one in self._waiting.values())
@@ -78,6 +80,7 @@ class Standbys:
             if prepared is not None and prepared.cid == work.job:
                 del self._waiting[key]
                 waiting.scope.deadline = float("inf")
+                self.used += 1
                 try:
                     yield prepared
                 finally:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import base64
+import os
 import pickle
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -70,10 +72,14 @@ class Place:
 
 @asynccontextmanager
 async def open_place(
-    folder: Path, bring: Callable[[Cid, int, Container[Cid]], Awaitable[None]] | None
+    folder: Path,
+    compiled: Path,
+    bring: Callable[[Cid, int, Container[Cid]], Awaitable[None]] | None,
 ) -> AsyncIterator[Place]:
     """A place with its files in *folder*, that gets by *bring* what it lacks."""
     (folder / "scratch").mkdir(parents=True)
+    (folder / "runtime").mkdir()
+    (folder / "runtime/compiled").symlink_to(compiled)
 
     async def fetched(peer: PeerId, root: Cid, bytes_max: int, spared: Container[Cid]) -> None:
         assert bring is not None
@@ -116,7 +122,7 @@ def _serving(blocks: DiskBlocks) -> Callable[[trio.SocketStream], Awaitable[None
 # --- the target -------------------------------------------------------------------------------
 
 
-async def be_target(folder: Path, port: int) -> None:
+async def be_target(folder: Path, compiled: Path, port: int) -> None:
     """Do what standard input says, and say on standard output that it is done."""
     idle: list[trio.SocketStream] = []
 
@@ -135,7 +141,7 @@ async def be_target(folder: Path, port: int) -> None:
         most = {"bytes_max": bytes_max, "blocks_max": 1 << 20}
         await fetch(root, blocks, request, **most, tally=tally, spared=spared)
 
-    async with open_place(folder, bring) as place, AsyncExitStack() as stack:
+    async with open_place(folder, compiled, bring) as place, AsyncExitStack() as stack:
         blocks = place.blocks
         ahead: Prepared | None = None
         async for line in trio.wrap_file(sys.stdin):
@@ -198,13 +204,19 @@ async def move(
     after: int,
     copies: int,
     waits: bool = False,
+    compiled: Path | None = None,
 ) -> Moved:
     """Run *module* in one process until it has burnt *after*, then move it into another.
 
     Before it is suspended, its state is copied ahead *copies* times while it runs, into the memory
-    of a worker that waits for the last.
+    of a worker that waits for the last. What is *compiled* is taken from there, and left there.
     """
-    async with open_place(folder / "source", None) as place, trio.open_nursery() as nursery:
+    compiled = compiled or folder / "compiled"
+    compiled.mkdir(parents=True, exist_ok=True)
+    async with (
+        open_place(folder / "source", compiled, None) as place,
+        trio.open_nursery() as nursery,
+    ):
         work = _work(place, module, args, memory)
         answer = _serving(place.blocks)
         listeners = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
@@ -215,6 +227,7 @@ async def move(
                 __file__,
                 "--target",
                 str(folder / "target"),
+                str(compiled),
                 str(port),
             ],
             stdin=subprocess.PIPE,
@@ -319,30 +332,38 @@ def _work(place: Place, module: Path, args: tuple[str, ...], memory: int) -> Wor
 
 def main() -> None:
     if sys.argv[1:2] == ["--target"]:
-        trio.run(be_target, Path(sys.argv[2]), int(sys.argv[3]))
+        trio.run(be_target, Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("module", type=Path)
     parser.add_argument("args", nargs="*")
     parser.add_argument("--memory", type=int, default=64, help="MiB")
     parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--after", type=float, default=0.1, help="thousand million fuel")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-
-        async def run() -> Moved:
-            return await move(
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        moves = [
+            trio.run(
+                partial(
+                    move,
+                    memory=asked.memory << 20,
+                    after=int(asked.after * 1e9),
+                    copies=asked.copies,
+                    compiled=folder / "compiled",
+                ),
                 asked.module,
                 tuple(asked.args),
-                Path(folder),
-                memory=asked.memory << 20,
-                after=int(asked.after * 1e9),
-                copies=asked.copies,
+                folder / str(number),
             )
-
-        moved = trio.run(run)
-    print(f"downtime {moved.downtime_ms:.0f} ms, of it {moved.suspend_ms:.0f} until suspended;")
-    print(f"copied {moved.copied} bytes ahead, {moved.moved} while it stood still")
+            for number in range(asked.times)
+        ]
+    for moved in moves:
+        print(f"downtime {moved.downtime_ms:.0f} ms, of it {moved.suspend_ms:.0f} until suspended;")
+        print(f"copied {moved.copied} bytes ahead, {moved.moved} while it stood still")
+    middle = statistics.median(moved.downtime_ms for moved in moves)
+    print(f"median {middle:.0f} ms, load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import trio
@@ -40,6 +40,7 @@ class Standby:
 
     order: RunJob
     worker: Worker
+    on_taken: Callable[[], None]
     is_taken: bool = False
     """By a run, whose worker it then is."""
 
@@ -51,6 +52,7 @@ class Standby:
         """Its worker, which is a run's from now on."""
         assert not self.is_taken
         self.is_taken = True
+        self.on_taken()
         return self.worker
 
     async def start(self, snapshot: Path) -> None:

@@ -275,16 +275,17 @@ class Supervisor:
         standby: Standby | None = None
         try:
             order = evolve(self._order(job, module, inputs, scratch), is_moved=True)
-            standby = Standby(order, await self._template.fork())
+            worker = await self._template.fork()
+            standby = Standby(order, worker, on_taken=self._standbys.release)
             await standby.start(snapshot)
             await keep_compiled(scratch / FRESH, Path(order.kept))
             yield standby
         finally:
-            self._standbys.release()
             if standby is None or not standby.is_taken:
                 if standby is not None:
                     await standby.worker.end()
                 await remove(scratch)
+                self._standbys.release()
 
     def next_scratch(self) -> Path:
         """Where a run or a series may have its files; with the supervisor they go at the latest."""
