@@ -347,9 +347,9 @@ def heap_of(megabytes: int, after: int) -> Traveller:
 
 def measure_downtime(folder: Path, one: Traveller) -> float:
     """Milliseconds of one move, its state copied ahead twice."""
-    how = {"memory": one.memory, "after": one.after, "copies": 2}
     compiled = folder.with_name("compiled")
-    moved = trio.run(partial(move, **how, compiled=compiled), one.module, one.args, folder)
+    how = partial(move, memory=one.memory, after=one.after, copies=2, compiled=compiled)
+    moved = trio.run(how, one.module, one.args, folder)
     return moved.downtime_ms
 
 
