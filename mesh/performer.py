@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import assert_never
 
@@ -56,6 +56,7 @@ from mesh.sansio import (
     WakeAt,
 )
 from mesh.standbys import Standbys
+from mesh.storage.blocks import Blocks
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.journal import Journal, Write
 from mesh.storage.states import state_bytes_max
@@ -214,26 +215,25 @@ class Performer:
         peer: PeerId,
         root: Cid,
         bytes_max: int,
-        spared: Container[Cid] = (),
+        blocks: Blocks | None = None,
         tally: Tally | None = None,
     ) -> None:
-        """Bring a DAG from *peer* into our blocks, but for what is *spared*. Raises MeshError."""
+        """Bring a DAG from *peer*, into our blocks unless others are named. Raises MeshError."""
 
         async def request(payload: bytes) -> bytes:
             return await self._network.request(peer, BLOCKS, payload, REQUEST_S)
 
         await fetch(
             root,
-            self._blocks,
+            blocks or self._blocks,
             request,
             bytes_max=bytes_max,
             blocks_max=BLOCKS_MAX,
             tally=tally or self.transfers,
-            spared=spared,
         )
 
     async def bring(
-        self, buyer: PeerId, root: Cid, bytes_max: int, spared: Container[Cid] = ()
+        self, buyer: PeerId, root: Cid, bytes_max: int, blocks: Blocks | None = None
     ) -> None:
         """Like `fetch`, for a run that was awarded: a buyer that restarts meanwhile loses nothing.
 
@@ -244,7 +244,7 @@ class Performer:
             while True:
                 tally = Tally()
                 try:
-                    return await self.fetch(buyer, root, bytes_max, spared, tally)
+                    return await self.fetch(buyer, root, bytes_max, blocks, tally)
                 except (Unavailable, PeerError):  # who is killed leaves half an answer
                     if tally.blocks:
                         until = trio.current_time() + AWAY_S

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from mesh.runtime.course import Kept, Suspended
 from mesh.runtime.execution import Prepared, Workshop
 from mesh.runtime.manifest import Job
 from mesh.runtime.supervisor import Supervisor, open_supervisor
+from mesh.storage.blocks import Blocks
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.files import add_bytes, read_file
 from mesh.storage.transfer import Tally, fetch, serve
@@ -74,16 +75,16 @@ class Place:
 async def open_place(
     folder: Path,
     compiled: Path,
-    bring: Callable[[Cid, int, Container[Cid]], Awaitable[None]] | None,
+    bring: Callable[[Cid, int, Blocks], Awaitable[None]] | None,
 ) -> AsyncIterator[Place]:
     """A place with its files in *folder*, that gets by *bring* what it lacks."""
     (folder / "scratch").mkdir(parents=True)
     (folder / "runtime").mkdir()
     (folder / "runtime/compiled").symlink_to(compiled)
 
-    async def fetched(peer: PeerId, root: Cid, bytes_max: int, spared: Container[Cid]) -> None:
+    async def fetched(peer: PeerId, root: Cid, bytes_max: int, blocks: Blocks) -> None:
         assert bring is not None
-        await bring(root, bytes_max, spared)
+        await bring(root, bytes_max, blocks)
 
     with DiskBlocks(folder / "blocks", QUOTA) as blocks:
         async with open_supervisor(folder / "runtime", workers_max=1) as supervisor:
@@ -137,12 +138,10 @@ async def be_target(folder: Path, compiled: Path, port: int) -> None:
 
     tally = Tally()
 
-    async def bring(root: Cid, bytes_max: int, spared: Container[Cid]) -> None:
-        most = {"bytes_max": bytes_max, "blocks_max": 1 << 20}
-        await fetch(root, blocks, request, **most, tally=tally, spared=spared)
+    async def bring(root: Cid, bytes_max: int, blocks: Blocks) -> None:
+        await fetch(root, blocks, request, bytes_max=bytes_max, blocks_max=1 << 20, tally=tally)
 
     async with open_place(folder, compiled, bring) as place, AsyncExitStack() as stack:
-        blocks = place.blocks
         ahead: Prepared | None = None
         async for line in trio.wrap_file(sys.stdin):
             verb, work = _unpack(line)

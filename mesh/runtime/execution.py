@@ -7,7 +7,7 @@ everything it leaves becomes such blocks; so that whoever has the blocks can run
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from mesh.runtime.supervisor import (
 from mesh.storage import files
 from mesh.storage.blocks import Blocks
 from mesh.storage.disk import room_under
+from mesh.storage.passing import Passing
 from mesh.storage.states import (
     Known,
     Remains,
@@ -45,11 +46,8 @@ from mesh.storage.states import (
 MODULE_MAX = 64 << 20
 """Bytes of a module."""
 
-Fetch = Callable[[PeerId, Cid, int, Container[Cid]], Awaitable[None]]
-"""(from whom, root, bytes at most, blocks that are not needed): bring a DAG into the blocks.
-
-Raises MeshError.
-"""
+Fetch = Callable[[PeerId, Cid, int, Blocks], Awaitable[None]]
+"""(from whom, root, bytes at most, to where): bring a DAG. Raises MeshError."""
 
 
 class Gate:
@@ -143,7 +141,7 @@ class Workshop:
                     raise  # a block went missing here
                 except Refused as error:
                     return _refused(str(error))
-                beginning = await self._begin(work, job, folder / "state")
+                beginning = await self._begin(work, job, folder / "state", self.blocks)
                 if gate is not None:
                     await gate.passed()
                 milli = work.needs.cpu_milli
@@ -196,7 +194,7 @@ class Workshop:
         async with p.turn:
             with room_under(self.scratch):
                 most = state_bytes_max(p.job.memory, p.job.disk)
-                await self._bring(source, state, most, p.known.blocks)
+                await self._bring(source, state, most)
                 remains, known = await trio.to_thread.run_sync(
                     self._lay_out_known, state, p.folder, most, p.known
                 )
@@ -226,9 +224,10 @@ class Workshop:
         async with p.turn:
             pass  # nobody begins to tell it more of those that do not run it
         most = state_bytes_max(p.job.memory, p.job.disk)
-        await self._bring(source, work.moves[-1].state, most, p.known.blocks)
+        blocks = Passing(self.blocks, p.known.blocks)
+        await self._bring(source, work.moves[-1].state, most, blocks)
         with room_under(self.scratch):
-            beginning = await self._begin(work, p.job, p.folder / "last", p.known)
+            beginning = await self._begin(work, p.job, p.folder / "last", blocks, p.known)
             if gate is not None:
                 await gate.passed()
             milli = work.needs.cpu_milli
@@ -242,13 +241,13 @@ class Workshop:
             await self._bring(source, root, job.disk)
 
     async def _bring(
-        self, source: PeerId | None, root: Cid, bytes_max: int, spared: Container[Cid] = ()
+        self, source: PeerId | None, root: Cid, bytes_max: int, blocks: Blocks | None = None
     ) -> None:
         if source is not None:
-            await self.fetch(source, root, bytes_max, spared)
+            await self.fetch(source, root, bytes_max, blocks or self.blocks)
 
     async def _begin(
-        self, work: Work, job: Job, folder: Path, known: Known | None = None
+        self, work: Work, job: Job, folder: Path, blocks: Blocks, known: Known | None = None
     ) -> Beginning | None:
         """What to go on from. Raises MeshError: a state that lies is not the task's doing."""
         if not work.moves:
@@ -257,7 +256,7 @@ class Workshop:
         try:
             state = await trio.to_thread.run_sync(
                 lambda: lay_out(
-                    self.blocks,
+                    blocks,
                     last.state,
                     folder,
                     memory=job.memory,

@@ -78,10 +78,15 @@ def add_path(blocks: Blocks, path: Path) -> Link:
     Raises Refused for a path that is not there, a symbolic link, a device, a name that is not
     UTF-8, and for more than 100,000 entries or 64 levels; and what `Blocks.put` raises.
     """
-    adding = _Adding(Batch(blocks))
-    link = adding.add(path, 0)
-    adding.batch.flush()
+    batch = Batch(blocks)
+    link = add_to(batch, path)
+    batch.flush()
     return link
+
+
+def add_to(batch: Batch, path: Path) -> Link:
+    """`add_path`, to a batch that is yet to be flushed."""
+    return _Adding(batch).add(path, 0)
 
 
 @define

@@ -96,34 +96,48 @@ class Saving:
             self._leaves.pop(number, None)
         wanted = [n for n in held.snapshot.regions if n not in self._leaves]
         try:
+            return self._save(held, wanted)
+        except BaseException:
+            for number in wanted:  # whether they were stored is not known
+                self._leaves.pop(number, None)
+            raise
+
+    def _save(self, held: Held, wanted: list[int]) -> Cid:
+        batch = files.Batch(self.blocks)
+        try:
             with open(_opened(held.image), "rb", buffering=0) as image:
-                self._read(image.fileno(), held.snapshot, wanted)
+                self._read(image.fileno(), held.snapshot, wanted, batch)
         except OSError as error:
             raise Unavailable(f"the memory cannot be kept: {error}") from error
-        batch = files.Batch(self.blocks)
         cuts = range(0, len(held.head), CHUNK_BYTES)
         head = [import_leaf(held.head[at : at + CHUNK_BYTES], batch.put) for at in cuts]
         memory = [self._leaves[number] for number in held.snapshot.regions]
         snapshot = import_leaves((*head, *memory), batch.put)
-        batch.flush()
-        out, tmp = (files.add_path(self.blocks, path) for path in (held.out, held.tmp))
+        out, tmp = (files.add_to(batch, path) for path in (held.out, held.tmp))
         root = import_dir(dict(zip(_PARTS, (snapshot, out, tmp), strict=True)), batch.put)
         batch.flush()
         return root.cid
 
-    def _read(self, image: int, snapshot: Snapshot, wanted: list[int]) -> None:
-        groups = [wanted[at : at + _AT_ONCE] for at in range(0, len(wanted), _AT_ONCE)]
+    def _read(self, image: int, snapshot: Snapshot, wanted: list[int], batch: files.Batch) -> None:
+        """Those regions, in *batch* where they are few: one wait for the disk serves all then."""
 
-        def add(group: list[int]) -> list[Link]:
-            batch = files.Batch(self.blocks)
+        def add(group: list[int], batch: files.Batch) -> list[Link]:
             frames = (_frame(image, number, snapshot.regions[number]) for number in group)
-            links = [import_leaf(frame, batch.put) for frame in frames]
-            batch.flush()
+            return [import_leaf(frame, batch.put) for frame in frames]
+
+        def store(group: list[int]) -> list[Link]:
+            mine = files.Batch(self.blocks)
+            links = add(group, mine)
+            mine.flush()
             return links
 
+        *groups, last = [wanted[at : at + _AT_ONCE] for at in range(0, len(wanted), _AT_ONCE)] or [
+            []
+        ]
         with ThreadPoolExecutor(THREADS) as pool:
-            for group, links in zip(groups, pool.map(add, groups), strict=True):
+            for group, links in zip(groups, pool.map(store, groups), strict=True):
                 self._leaves.update(zip(group, links, strict=True))
+        self._leaves.update(zip(last, add(last, batch), strict=True))
 
 
 def _opened(image: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import trio
@@ -35,17 +35,15 @@ async def fetch(
     bytes_max: int,
     blocks_max: int,
     tally: Tally | None = None,
-    spared: Container[Cid] = (),
 ) -> int:
-    """Get *root* and all below it into *blocks*, skipping what is here; bytes received. What is
-    *spared* is not even looked for, nor what is below it.
+    """Get *root* and all below it into *blocks*, skipping what is here; bytes received.
 
     Each block is checked before it is stored, so that what is there after an error is good, and a
     new fetch goes on from it. Raises Refused above *bytes_max* or *blocks_max*; Unavailable after
     three requests in a row that brought nothing; PeerError if the peer lies or sends what nobody
     can read; and what `Blocks.put` raises.
     """
-    fetching = _Fetch(blocks, request, Plan(bytes_max, blocks_max, tally or Tally()), spared)
+    fetching = _Fetch(blocks, request, Plan(bytes_max, blocks_max, tally or Tally()))
     fetching.plan.learn([root])
     failure: MeshError | None = None
     async with trio.open_nursery() as nursery:
@@ -74,7 +72,6 @@ class _Fetch:
     blocks: Blocks
     request: Request
     plan: Plan
-    spared: Container[Cid]
     in_flight: int = 0
     _outcomes: tuple[trio.MemorySendChannel[_Outcome], trio.MemoryReceiveChannel[_Outcome]] = field(
         factory=lambda: trio.open_memory_channel[_Outcome](IN_FLIGHT_MAX)
@@ -125,8 +122,6 @@ class _Fetch:
         missing: list[Cid] = []
         links: list[Cid] = []
         for cid in cids:
-            if cid in self.spared:
-                continue
             if not self.blocks.has(cid):
                 missing.append(cid)
             elif cid_codec(cid) != RAW:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Container, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from mesh.runtime.course import Kept, Suspended
 from mesh.runtime.execution import Prepared, Workshop, differences
 from mesh.runtime.manifest import Job
 from mesh.runtime.supervisor import WorkerLost, open_supervisor
+from mesh.storage.blocks import Blocks
 from mesh.storage.files import add_bytes
 from mesh.storage.transfer import fetch, serve
 
@@ -50,13 +51,12 @@ class Hall:
         scratch.mkdir()
         self.workshop = Workshop(self.place.blocks, self.place.supervisor, self.bring, scratch)
 
-    async def bring(self, peer: PeerId, root: Cid, most: int, spared: Container[Cid]) -> None:
+    async def bring(self, peer: PeerId, root: Cid, most: int, blocks: Blocks) -> None:
         async def request(data: bytes) -> bytes:
             (source,) = (hall.place.blocks for hall in self.others if hall is not self)
             return await trio.to_thread.run_sync(partial(serve, source, data))
 
-        limits = {"bytes_max": most, "blocks_max": 1 << 16}
-        await fetch(root, self.place.blocks, request, **limits, spared=spared)
+        await fetch(root, blocks, request, bytes_max=most, blocks_max=1 << 16)
 
     def work(self, module: Path, job: Job) -> Work:
         add_bytes(self.place.blocks, module.read_bytes())
