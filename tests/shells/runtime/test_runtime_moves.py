@@ -86,9 +86,9 @@ async def test_a_task_moved_five_times_is_the_task(
 
 
 async def test_fuel_ends_where_it_ends_without_moves(places: list[Place]) -> None:
-    job = job_of(HOSTILE, "spin", "3000", fuel=150_000_001)
+    job = job_of(HOSTILE, "spin", "30000", fuel=1_500_000_001)
     outcome = await move(places, job, HOSTILE, 3)
-    assert (outcome.status, outcome.fuel) == ("out-of-fuel", 150_000_001)
+    assert (outcome.status, outcome.fuel) == ("out-of-fuel", 1_500_000_001)
     assert facts(outcome) == facts(await ended(places[0], job, HOSTILE))
 
 
