@@ -41,6 +41,9 @@ class Holds:
         self._pool = pool
         self._holds: dict[TaskId, Hold] = {}
 
+    def __contains__(self, task: TaskId) -> bool:
+        return task in self._holds
+
     def __len__(self) -> int:
         return len(self._holds)
 

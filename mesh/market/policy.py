@@ -70,6 +70,10 @@ class Policy:
     """…each of at most so many bytes…"""
     state_kept_ms: int = 1_800_000
     """…until nobody has brought a newer one for so long."""
+    preempt_times: int = 2
+    """A run makes room for one whose buyer would pay so many times its price…"""
+    preempt_gap_ms: int = 60_000
+    """…and not for the next one before so long: asking costs nothing."""
     leave_ahead_ms: int = 600_000
     """Runs make room so long before the owner is expected to need it."""
     claim_ms: int = 600_000

@@ -1,7 +1,8 @@
 """Departures: why runs leave this node while they go on, and the states of them that we give away.
 
-A run is taken out alive when its buyer asks for it, when the owner wants the node empty, and when
-the owner himself needs, or is expected to need, what he sold. On the way its state is kept every
+A run is taken out alive when its buyer asks for it, when the owner wants the node empty, when the
+owner himself needs, or is expected to need, what he sold, and when somebody who would pay far more
+finds no room. On the way its state is kept every
 `interval_s`: should we be lost, its buyer has somebody else go on from the last one.
 """
 
@@ -10,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
+from ledger.model import FUEL_PER_PRICE
 from mesh.ids import PeerId
 from mesh.market.bidding import Shop
-from mesh.market.lease import Clock, Tenancy
+from mesh.market.lease import Clock, Phase, Tenancy
 from mesh.market.policy import Policy
 from mesh.market.slicing import slice_fuel
 from mesh.market.tenancy import Tenancies
-from mesh.messages import Award, Done, Handover, Outlook, Saved, Stays
+from mesh.messages import Ask, Award, Done, Handover, Outlook, Saved, Stays
 from mesh.resources.capacity import Capacity
 from mesh.sansio import (
     Action,
@@ -48,6 +50,7 @@ class Departures:
         self._policy = policy
         self._clock = clock
         self._tenancies = tenancies
+        self._preempted_at = -1e9
 
     # --- why a run leaves -----------------------------------------------------------------------
 
@@ -61,15 +64,14 @@ class Departures:
         self._tenancies.close(is_closed=event.is_on)
         if not event.is_on:
             return []
-        running = self._tenancies.running()
-        return [action for tenancy in running for action in self._leave(tenancy, _DRAINING)]
+        return [action for tenancy in self._running() for action in self._leave(tenancy, _DRAINING)]
 
     def pressed(self, shop: Shop, owner: Capacity, outlook: Sequence[Outlook]) -> list[Action]:
         """Make room for the owner, one run at a time: the one that takes least with it.
 
         *owner* is what the owner needs now.
         """
-        running = [tenancy for tenancy in self._tenancies.running() if not tenancy.is_fixed]
+        running = [tenancy for tenancy in self._running() if not tenancy.is_fixed]
         if any(tenancy.leaving for tenancy in running):
             return []
         soon_ms = self._policy.leave_ahead_ms
@@ -83,6 +85,38 @@ class Departures:
         if not running or not (short.cpu_milli or short.memory):
             return []
         return self._leave(min(running, key=_burden), "its owner needs the machine")
+
+    def preempt(self, ask: Ask, owner: Capacity, now: float) -> list[Action]:
+        """Make room for what cannot be bid for, where a single run takes it that is paid far less.
+
+        That ask stays refused: our next offer shows the room. *owner* is what the owner needs of
+        what is for sale.
+        """
+        free, needs = self._tenancies.pool.free.minus(owner), ask.work.needs
+        is_soon = now - self._preempted_at < self._policy.preempt_gap_ms / 1000
+        if is_soon or ask.task in self._tenancies.holds or needs.fits_in(free):
+            return []
+        price = (ask.max_price - ask.fee) * FUEL_PER_PRICE // max(1, ask.work.fuel)
+        victims = [
+            tenancy
+            for tenancy in self._running()
+            if tenancy.work is not None
+            and not (tenancy.is_fixed or tenancy.leaving)
+            and tenancy.terms.price * self._policy.preempt_times <= price
+            and needs.fits_in(free + tenancy.work.needs)
+        ]
+        if not victims or self._tenancies.is_closed:
+            return []
+        self._preempted_at = now
+        victim = min(victims, key=lambda tenancy: (tenancy.terms.price, *_burden(tenancy)))
+        return self._leave(victim, "a better paid task needs the room")
+
+    def leaving(self) -> int:
+        """Runs that are being taken out, or have been and are not settled yet."""
+        return sum(bool(tenancy.leaving) for tenancy in self._tenancies.open())
+
+    def _running(self) -> list[Tenancy]:
+        return [tenancy for tenancy in self._tenancies.open() if tenancy.phase is Phase.RUNNING]
 
     def _leave(self, tenancy: Tenancy, reason: str) -> list[Action]:
         if tenancy.leaving:

@@ -218,8 +218,10 @@ class Course:
             return Stays("it has not begun to run, or is over", is_for_good=False)
         if not self.can_move:
             return Stays("its module was not made to be moved", is_for_good=True)
-        if self.keep is None or self.watch.is_paused:
-            return Stays("it is paused, or for nobody to keep", is_for_good=False)
+        if self.keep is None:
+            return Stays("its module is not one that is moved here", is_for_good=True)
+        if self.watch.is_paused:
+            return Stays("it is paused", is_for_good=False)
         self._is_asked = True
         try:
             await self.worker.say(Hold())

@@ -20,6 +20,7 @@ from mesh.market.terms import EMPTY_DIR, EMPTY_FILE
 from mesh.messages import Result, Work
 from mesh.runtime import manifest
 from mesh.runtime.manifest import Job, check_module
+from mesh.runtime.origin import why_fixed
 from mesh.runtime.supervisor import (
     Beginning,
     Held,
@@ -75,6 +76,15 @@ class Gate:
             await self._opened.wait()
 
 
+@frozen
+class LaidOut:
+    """What a job runs on, as files."""
+
+    module: Path
+    inputs: dict[str, Path]
+    may_move: bool
+
+
 @define(eq=False)
 class Prepared:
     """A task that may come here: the memory of one of its states lies in a worker already."""
@@ -83,8 +93,7 @@ class Prepared:
     """Of its job."""
     job: Job
     folder: Path
-    module: Path
-    inputs: dict[str, Path]
+    laid: LaidOut
     standby: Standby
     known: Known
     """What it has in its memory."""
@@ -128,7 +137,7 @@ class Workshop:
                 return await self._go_on(work, prepared, source, key, on_progress, gate)
             except Unprepared:
                 pass  # as if nobody had
-        await self._bring_parts(source, job)
+        await self._bring_parts(source, job, work.needs.disk)
         if work.moves:
             most = state_bytes_max(job.memory, job.disk)
             await self._bring(source, work.moves[-1].state, most)
@@ -136,7 +145,7 @@ class Workshop:
         try:
             with room_under(self.scratch):
                 try:
-                    module, inputs = await trio.to_thread.run_sync(self._lay_out, job, folder)
+                    laid = await trio.to_thread.run_sync(self._lay_out, job, folder)
                 except NotFound:
                     raise  # a block went missing here
                 except Refused as error:
@@ -145,7 +154,7 @@ class Workshop:
                 if gate is not None:
                     await gate.passed()
                 milli = work.needs.cpu_milli
-                return await self._run(job, module, inputs, key, on_progress, milli, beginning)
+                return await self._run(job, laid, key, on_progress, milli, beginning)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -176,11 +185,11 @@ class Workshop:
                 job = manifest.decode(await trio.to_thread.run_sync(self.blocks.get, known.job))
                 if not has_room(job):
                     raise Unavailable("there is no room for a task that may not come")
-                await self._bring_parts(source, job)
-                module, inputs = await trio.to_thread.run_sync(self._lay_out, job, folder)
-            standing = self.supervisor.stand_by(job, module, inputs, remains.path)
+                await self._bring_parts(source, job, min(job.disk, bytes_max))
+                laid = await trio.to_thread.run_sync(self._lay_out, job, folder)
+            standing = self.supervisor.stand_by(job, laid.module, laid.inputs, remains.path)
             async with standing as standby:
-                yield Prepared(known.job, job, folder, module, inputs, standby, known)
+                yield Prepared(known.job, job, folder, laid, standby, known)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -231,14 +240,13 @@ class Workshop:
             if gate is not None:
                 await gate.passed()
             milli = work.needs.cpu_milli
-            return await self._run(
-                p.job, p.module, p.inputs, key, on_progress, milli, beginning, p.standby
-            )
+            return await self._run(p.job, p.laid, key, on_progress, milli, beginning, p.standby)
 
-    async def _bring_parts(self, source: PeerId | None, job: Job) -> None:
+    async def _bring_parts(self, source: PeerId | None, job: Job, bytes_max: int) -> None:
+        """The module, and inputs of *bytes_max* each."""
         await self._bring(source, job.module, MODULE_MAX)
         for _, root in job.inputs:
-            await self._bring(source, root, job.disk)
+            await self._bring(source, root, bytes_max)
 
     async def _bring(
         self, source: PeerId | None, root: Cid, bytes_max: int, blocks: Blocks | None = None
@@ -273,8 +281,7 @@ class Workshop:
     async def _run(
         self,
         job: Job,
-        module: Path,
-        inputs: dict[str, Path],
+        laid: LaidOut,
         key: str,
         on_progress: Callable[[int], None],
         cpu_milli: int,
@@ -290,12 +297,12 @@ class Workshop:
         outcome = await self.supervisor.run(
             key,
             job,
-            module,
-            inputs,
+            laid.module,
+            laid.inputs,
             on_progress=lambda fuel: on_progress(fuel - before),
             cpu_milli=cpu_milli,
             beginning=beginning,
-            keep=keep,
+            keep=keep if laid.may_move else None,
             standby=standby,
         )
         if isinstance(outcome, Suspended):
@@ -306,17 +313,18 @@ class Workshop:
             with trio.CancelScope(shield=True):
                 await self.supervisor.discard(key)
 
-    def _lay_out(self, job: Job, folder: Path) -> tuple[Path, dict[str, Path]]:
+    def _lay_out(self, job: Job, folder: Path) -> LaidOut:
         """The module and the inputs as files. Raises Refused where they are not what may run."""
         (folder / "in").mkdir(parents=True)
         module = folder / "module.wasm"
         files.write_path(self.blocks, job.module, module, bytes_max=MODULE_MAX)
-        check_module(module.read_bytes())
+        wasm = module.read_bytes()
+        may_move = check_module(wasm) and not why_fixed(wasm)
         inputs = {name: folder / "in" / name for name, _ in job.inputs}
         left = job.disk
         for name, root in job.inputs:
             left -= files.write_path(self.blocks, root, inputs[name], bytes_max=left)
-        return module, inputs
+        return LaidOut(module, inputs, may_move)
 
     def _keep(self, outcome: Outcome, before: int) -> Result:
         """What the run left, as blocks."""

@@ -119,6 +119,23 @@ def test_a_drained_node_is_empty_and_its_task_goes_on_elsewhere(mesh: Mesh) -> N
 
 
 @pytest.mark.slow
+def test_an_executor_that_leaves_takes_its_task_out_alive(mesh: Mesh) -> None:
+    """Nothing that it did is lost, and its buyer waits for no lease to end."""
+    buyer, *_ = mesh.start(3, buyers=1, MESH_MARKET__LEASE_TTL_S="600")
+    mesh.meet()
+    task = submit(buyer, "c")
+    executor = mesh.executor_of(buyer, task)
+    assert executor.leave() == 0
+    assert "Traceback" not in executor.member.tail()
+    record = buyer.client.task(task).result(PATIENCE_S)
+    assert [step.source for step in record.path] == [executor.peer]
+    assert record.path[0].fuel > 0
+    assert kinds_of(buyer.client.receipts(task)) == [
+        (kind, fence) for fence in (1, record.fence) for kind in ("alloc", "settle")
+    ]
+
+
+@pytest.mark.slow
 def test_a_task_whose_executor_is_killed_goes_on_from_its_last_checkpoint(mesh: Mesh) -> None:
     buyer, *_ = mesh.start(3, buyers=1, **OFTEN, MESH_SELL__CHECKPOINT_S="2")
     mesh.meet()

@@ -43,6 +43,7 @@ from mesh.messages import (
     Outlook,
     Quantiles,
     Refusal,
+    Release,
     Renew,
     Revoked,
     Saved,
@@ -259,6 +260,27 @@ def test_a_bill_of_a_state_that_a_crash_kept_from_the_chain_is_paid_at_the_next_
     assert not hall.record.state.is_final, "one part was paid; the task goes on"
 
 
+def test_what_all_parts_came_to_is_known_after_a_crash_before_the_last_payment(
+    hall: Hall,
+) -> None:
+    (asked, *_) = some(given_back(hall), Ask)
+    second = hall.sellers[1]
+    hall.bids(second, asked, 5.2)
+    award = one(hall.bids(hall.sellers[2], asked, 5.2, price=1_500), Award)
+    hall.got(second, Accepted(hall.task, 2), 5.3)
+    done = second.done(award, evolve(RESULT, fuel=4 * G))
+    hall.got(second, done, 9.0)
+    hall.buyer.told(Collected(hall.task, 2, RESULT.output, ""), 9.1)
+    player = hall.buyer
+    player.entries.pop()
+    player._head = read_past(player.peer, NET, player.entries).head
+    player.boot()
+    player.told(Started(), 10.0)
+    assert (hall.record.amount, hall.record.settle) == (3_000, None)
+    hall.got(second, done, 11.0)
+    assert hall.record.amount == 3_000 + 4_000 + 100
+
+
 def test_a_task_cancelled_after_a_move_has_cost_what_was_burnt(hall: Hall) -> None:
     given_back(hall)
     hall.buyer.told(CancelRequested(hall.task), 6.0)
@@ -452,6 +474,29 @@ def test_the_owners_need_makes_the_lightest_run_leave_one_at_a_time(stall: Stall
     stall.seller.told(Suspended(light, 1, STATE, G, 1), 5.0)
     more = some(stall.seller.told(LoadSampled(his_own + 1_500, 0), 6.0), Suspend)
     assert more == [Suspend(stall.task, 1)]
+
+
+def test_a_run_makes_room_for_one_that_pays_far_more_and_not_for_every_ask(stall: Stall) -> None:
+    def asked(key: bytes, now: float, **changes: object) -> list[Action]:
+        return stall.got(ask(task_id(stall.buyer.peer, key), **changes), now)
+
+    big = evolve(WORK, needs=evolve(NEEDS, cpu_milli=2_000))
+    assert one(asked(b"fits", 1.0), Bid), "who finds room takes nobody's"
+    stall.got(Release(task_id(stall.buyer.peer, b"fits"), 1, "another bid was better"), 1.5)
+    poor = asked(b"poor", 2.0, work=big, max_price=19_999)
+    assert (len(some(poor, Refusal)), some(poor, Suspend)) == (1, [])
+    huge = evolve(WORK, needs=evolve(NEEDS, cpu_milli=9_000))
+    assert some(asked(b"huge", 3.0, work=huge, max_price=10**9), Suspend) == []
+    rich = asked(b"rich", 4.0, work=big, max_price=20_100)
+    assert (len(some(rich, Refusal)), some(rich, Suspend)) == (1, [Suspend(stall.task, 1)])
+    stall.leaves(G, 5.0)
+    bid = one(asked(b"rich", 6.0, work=big, max_price=20_100, round=2), Bid)
+    stall.got(stall.buyer.award(bid), 6.5)
+    again = asked(b"richer", 7.0, work=big, max_price=10**9)
+    assert some(again, Suspend) == [], "not so soon"
+    gap_s = POLICY.preempt_gap_ms / 1000
+    later = asked(b"richest", 4.0 + gap_s, work=big, max_price=10**9)
+    assert some(later, Suspend) == [Suspend(bid.task, 2)]
 
 
 def test_a_peak_that_is_only_expected_makes_room_as_well(stall: Stall) -> None:

@@ -14,8 +14,19 @@ from hypothesis import strategies as st
 from mesh.errors import PeerError
 from mesh.ids import DAG_PB, RAW, cid_of
 from mesh.runtime import binary
+from mesh.runtime.instrument import TESTED as VERSIONS
+from mesh.runtime.instrument import name_of
 from mesh.runtime.module import check_module
-from mesh.runtime.origin import BYTES_MAX, SECTION, SECTIONS_MAX, Origin, add_origin, read_origin
+from mesh.runtime.origin import (
+    BYTES_MAX,
+    SECTION,
+    SECTIONS_MAX,
+    TESTED,
+    Origin,
+    add_origin,
+    read_origin,
+    why_fixed,
+)
 from mesh.runtime.rewrite import REWRITING, Policy, add_checks
 from mesh.storage.unixfs import import_file
 
@@ -53,6 +64,16 @@ def test_a_module_with_an_origin_is_the_module_that_it_was() -> None:
 def test_the_committed_guest_says_what_it_was_made_of() -> None:
     source = import_file([PLAIN], lambda cid, data: None).cid
     assert read_origin(MOVABLE) == Origin(source, "mesh-2/binaryen-116", Policy.OUTER)
+
+
+def test_only_what_a_tested_instrumenter_made_is_moved() -> None:
+    """Another's may cost another number of units a move, or look whether it was moved."""
+    assert why_fixed(MOVABLE) == ""
+    assert "does not say" in why_fixed(PLAIN)
+    other = add_origin(PLAIN, Origin(SOURCE, "mesh-2/binaryen-132", Policy.OUTER))
+    assert "binaryen-132, which is not tested" in why_fixed(other)
+    assert "says twice" in why_fixed(add_origin(MOVABLE, ORIGIN))
+    assert tuple(name_of(version) for version in VERSIONS) == TESTED
 
 
 def test_the_way_of_rewriting_has_a_number_of_its_own() -> None:
