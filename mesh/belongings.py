@@ -27,6 +27,7 @@ from mesh.market.terms import EMPTY_DIR, EMPTY_DIR_BLOCK, EMPTY_FILE
 from mesh.paths import Home
 from mesh.publishing import Publishing
 from mesh.rumours import verify
+from mesh.shelf import Shelf
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.journal import Journal, open_journal
 
@@ -54,6 +55,7 @@ class Belongings:
     """Where we are a witness: what we voted for."""
     blocks: DiskBlocks
     publishing: Publishing
+    shelf: Shelf
     scratch: Path
     epoch: int
 
@@ -110,6 +112,7 @@ def _open_all(config: Config, home: Home, stack: ExitStack) -> Belongings:
         votes=votes,
         blocks=blocks,
         publishing=Publishing(blocks, scratch, home.data / "publishing"),
+        shelf=Shelf(home.state / "evidence"),
         scratch=scratch,
         epoch=journal.next_epoch(),
     )

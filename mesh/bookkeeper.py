@@ -47,6 +47,8 @@ TASK_ENTRIES_MAX = 1_000
 EXTRACT_MAX = 100_000
 """Entries of the chain that a single task's bundle is cut from."""
 FORKS_MAX = 1_000
+CASE_MAX = 1 << 20
+"""Bytes of a file of evidence."""
 REPLICATION = ("certificates", "ledger_", "pruning_", "witness")
 """How the counters of replication, of pruning, and of witnesses, begin."""
 
@@ -220,15 +222,39 @@ class Bookkeeper:
         if form is not Form.BUNDLE:
             tally.entries = len(about)
             return _written(about, form, with_title=True)
+        items = self._all_proven(about, tally)
+        tally.entries = sum(isinstance(item, Entry) for item in items)
+        return _lines(items)
+
+    async def case(self, bills: Sequence[Entry], evidence: Sequence[Evidence]) -> str:
+        """A bundle of *bills*, what they rest on, and *evidence* about them: others verify it.
+
+        Where a chain has a gap here, or they exceed CASE_MAX bytes, it has the bills and their
+        awards alone: that shows no less of the bills, and of the chains that something is missing.
+        """
+
+        def write() -> str:
+            rests_on = [self.ledger.entry(bill.content.ref) for bill in bills]
+            about = [*(entry for entry in rests_on if entry), *bills]
+            tally = _Written()
+            whole = _lines([*self._all_proven(about, tally), *evidence])
+            is_fit = not tally.left_out and len(whole) <= CASE_MAX
+            return whole if is_fit else _lines([*about, *evidence])
+
+        return await self._read(write)
+
+    async def entry(self, entry_id: EntryId) -> Entry | None:
+        """An entry that is here, whole."""
+        return await self._read(lambda: self.ledger.entry(entry_id))
+
+    def _all_proven(self, about: Sequence[Entry], tally: _Written) -> list[Entry | Evidence]:
+        """*about*, chain by chain, with what proves it."""
         items: list[Entry | Evidence] = []
         for author in dict.fromkeys(entry.content.author for entry in about):
             items += self._proven(
                 author, {e.id for e in about if e.content.author == author}, tally
             )
-        tally.entries = sum(isinstance(item, Entry) for item in items)
-        file = io.StringIO()
-        export(items, file)
-        return file.getvalue()
+        return items
 
     def _proven(
         self, author: bytes, wanted: Collection[bytes], tally: _Written
@@ -271,6 +297,12 @@ class _Written:
 def _is_whole(holding: Holding) -> bool:
     """Whether all of the chain is here, from its start."""
     return holding.author == b"" or (holding.height == holding.top and holding.low == 0)
+
+
+def _lines(items: Iterable[Entry | Evidence]) -> str:
+    file = io.StringIO()
+    export(items, file)
+    return file.getvalue()
 
 
 def _written(entries: Iterable[Entry], form: Form, *, with_title: bool) -> str:

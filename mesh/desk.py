@@ -16,6 +16,7 @@ from ledger.model import INPUTS_MAX
 from mesh.api.door import (
     AuditRequest,
     BidRequest,
+    Comparison,
     Finding,
     ForkView,
     Form,
@@ -46,11 +47,12 @@ from mesh.ids import (
     task_id,
 )
 from mesh.kernel import Kernel
-from mesh.market.order import Order, State, TaskRecord
+from mesh.market.order import Group, Order, State, TaskRecord
 from mesh.market.own_chain import UNCONFIRMED
 from mesh.messages import Work
 from mesh.network.network import Network
 from mesh.performer import Performer, task_pin
+from mesh.prosecutor import Prosecutor
 from mesh.publishing import Publishing, source_here
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
@@ -94,6 +96,7 @@ class Desk:
     quota: int
     bookkeeper: Bookkeeper
     auditor: Auditor
+    prosecutor: Prosecutor
     publishing: Publishing
     scratch: Path
     agent: str
@@ -116,11 +119,12 @@ class Desk:
         task = task_id(self.kernel.identity.peer, request.idempotency_key)
         if task in self.kernel.records or await self.performer.recall(task):
             return task
-        why_full = self.kernel.why_full()
+        why_full = self.kernel.why_full(request.redundancy)
         if why_full:
             raise Exhausted(why_full, "wait for some to end, or use another node")
         check_request(request)
-        work = await trio.to_thread.run_sync(self._prepare, task, request, limiter=self._preparing)
+        group = Group(task, request.redundancy)
+        work = await trio.to_thread.run_sync(self._prepare, group, request, limiter=self._preparing)
         order = Order(
             task=task,
             name=request.name,
@@ -129,6 +133,7 @@ class Desk:
             fee=request.fee,
             priority=request.priority,
             deadline_ms=request.deadline_ms,
+            group=group if group.copies > 1 else None,
         )
         async with self.broadcast.follow(task) as notices:
             if task in self.kernel.records:  # its client asked twice at once
@@ -153,8 +158,12 @@ class Desk:
     def tasks(self) -> Sequence[TaskRecord]:
         return tuple(self.kernel.records.values())
 
+    def comparison(self, group: Group) -> Comparison:
+        """What the copies of one task came to, as far as they have."""
+        return self.prosecutor.comparison(group)
+
     async def cancel(self, task: TaskId) -> None:
-        """Raises NotFound. Cancelling an ended task changes nothing."""
+        """Raises NotFound. Cancelling an ended task changes nothing, the first copy cancels all."""
         self.task(task)
         await self.driver.post(CancelRequested(task))
 
@@ -171,8 +180,8 @@ class Desk:
         """Notices from now on. Bounded: a slow reader sees gaps in the numbers."""
         return self.broadcast.follow(task)
 
-    def _prepare(self, task: TaskId, request: BidRequest) -> Work:
-        """Check the module, keep the inputs, write the manifest."""
+    def _prepare(self, group: Group, request: BidRequest) -> Work:
+        """Check the module, keep the inputs, write the manifest: one for all copies."""
         for what, root in (("module", request.module), *request.inputs):
             if not self.blocks.has(root):
                 raise _missing(what, root)
@@ -187,7 +196,7 @@ class Desk:
             memory=request.memory,
             disk=request.disk,
             wall_ms=request.wall_ms,
-            seed=task,
+            seed=group.first,
             t0_ns=time_ns(),
             stdout_max=STDOUT_MAX,
         )
@@ -196,7 +205,8 @@ class Desk:
         self.blocks.put(cid, data)
         roots = tuple(root for _, root in request.inputs)
         kept = (cid, request.module, *roots, *source_here(self.blocks, wasm))
-        self.blocks.pin_all(kept, task_pin(task))
+        for task in group.members:
+            self.blocks.pin_all(kept, task_pin(task))
         return Work(
             job=cid,
             module=request.module,
@@ -374,6 +384,11 @@ def check_request(request: BidRequest) -> None:
     """What the market needs of a bid, beyond what a job needs. Raises Refused: which and why."""
     if not 1 <= request.max_price <= PRICE_MAX:
         raise Refused("max_price: must be above 0", "mesh submit --max-price 0.50")
+    if request.max_price < request.redundancy:
+        raise Refused(
+            f"max_price: {request.max_price} µcr is shared by {request.redundancy} copies",
+            "raise max_price",
+        )
     if not 0 <= request.fee <= request.max_price:
         raise Refused(
             f"fee: {request.fee} µcr is above max_price, which includes it", "lower the fee"

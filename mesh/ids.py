@@ -36,6 +36,13 @@ def task_id(buyer: PeerId, key: bytes) -> TaskId:
     return TaskId(sha256(b"mesh/1/task\0" + buyer + key).digest()[:16])
 
 
+def copy_id(first: TaskId, number: int) -> TaskId:
+    """The id of a task's copy of that number; the first of them is the task itself."""
+    if number == 0:
+        return first
+    return TaskId(sha256(b"mesh/1/copy\0" + first + number.to_bytes(2, "big")).digest()[:16])
+
+
 def cid_of(codec: int, block: bytes) -> Cid:
     """The CID of *block* under multicodec *codec* (below 0x80: one varint byte)."""
     assert codec < 0x80

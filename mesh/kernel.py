@@ -195,9 +195,9 @@ class Kernel:
         """Whether its owner wants it empty."""
         return self._tenancies.is_closed
 
-    def why_full(self) -> str:
-        """Why no further task can be admitted, or the empty string."""
-        return self._auctioneer.why_full()
+    def why_full(self, count: int = 1) -> str:
+        """Why no *count* further tasks can be admitted, or the empty string."""
+        return self._auctioneer.why_full(count)
 
     def leases(self) -> tuple[tuple[TaskId, int], ...]:
         """The leases this node holds as an executor, now."""
@@ -210,6 +210,10 @@ class Kernel:
     def hosted(self) -> int:
         """Tasks that occupy this node as an executor."""
         return self._tenancies.hosted()
+
+    def leaving(self) -> int:
+        """Runs on their way to other nodes, until they are settled."""
+        return self._departures.leaving()
 
     def sold(self) -> Capacity:
         return self._tenancies.pool.sold

@@ -1,7 +1,7 @@
 """The composition root: builds a node from its configuration, runs it, and takes it down.
 
 The only file that knows every shell. Up: folders, key, files, kernel, network, sandbox, doors.
-Down: runs given up with their reason, doors, sandbox, network, files.
+Down: runs handed over, doors, sandbox, network, files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -21,11 +20,12 @@ from secrets import randbits
 from time import time_ns
 
 import trio
-from attrs import define, evolve, field
+from attrs import evolve
 
 import mesh
 from ledger.errors import BadEntry, BrokenChain, LedgerError
 from mesh import codec
+from mesh.alarm import Alarm
 from mesh.api.monitor import open_monitor
 from mesh.api.server import open_api
 from mesh.auditor import Auditor
@@ -37,6 +37,7 @@ from mesh.config import Config
 from mesh.desk import Desk
 from mesh.driver import Driver
 from mesh.errors import Corruption, MeshError, PeerError, Stopped, Unavailable
+from mesh.farewell import say_farewell
 from mesh.identity.keys import identity
 from mesh.ids import NET, PeerId, format_peer
 from mesh.kernel import Kernel
@@ -46,6 +47,7 @@ from mesh.market.policy import Policy
 from mesh.network.network import BLOCKS, LEDGER, WITNESS, Network, NetworkConfig, open_network
 from mesh.paths import Home
 from mesh.performer import Performer
+from mesh.prosecutor import Prosecutor
 from mesh.pruning import SEALING_S, Pruning
 from mesh.replication import Replication, ReplicationConfig
 from mesh.rerun import Rerunner
@@ -62,7 +64,6 @@ _log = logging.getLogger("mesh.node")
 
 SPEED = 500_000
 """Fuel per ms and core that a node claims before its own runs have corrected it."""
-LEAVE_S = 2.0
 SERVING_MAX = 4
 """Threads that peers' requests for blocks may occupy."""
 
@@ -194,7 +195,7 @@ async def _serve(
     announce: Announce,
 ) -> None:
     async with AsyncExitStack() as stack:
-        alarm = _Alarm()
+        alarm = Alarm()
         replication = _replicate(config, files, kernel, driver, alarm)
         witnessing = _stand_witness(home, files, kernel, alarm, replication)
         network = await stack.enter_async_context(
@@ -205,7 +206,6 @@ async def _serve(
             open_supervisor(home.data / "runtime", workers_max=max(1, kernel.sold().slots) + 1)
         )
         nursery = await stack.enter_async_context(trio.open_nursery())
-        broadcast = Broadcast()
         performer = Performer(
             driver=driver,
             network=network,
@@ -213,11 +213,11 @@ async def _serve(
             journal=files.journal,
             ledger=files.ledger,
             records=kernel.records,
-            broadcast=broadcast,
+            broadcast=Broadcast(),
             nursery=nursery,
         )
         workshop = Workshop(files.blocks, supervisor, performer.bring, files.scratch)
-        performer.workshop = workshop
+        performer.workshop, performer.room = workshop, lambda: kernel.free().memory
         counters: list[Callable[[], Mapping[str, int]]] = [replication.statistics]
         pruning = _ask_witnesses(config, files, replication, witnessing, performer, counters)
         desk = _set_up_desk(
@@ -234,6 +234,7 @@ async def _serve(
             partial(sweep, files.blocks, kernel, performer.states_kept),
             partial(watch, Probe(ThisMachine(), trio.current_time), driver.post),
             partial(advertise, network, kernel),
+            desk.prosecutor.run,
             partial(driver.drive, persist=performer.persist, perform=performer.perform),
         ]
         for service in services:
@@ -242,13 +243,13 @@ async def _serve(
         _write_facts(home, facts)
         stack.callback(home.facts.unlink, missing_ok=True)
         announce({**facts, **_boast(config, files, kernel)})
-        await _until_told(performer)
-        broadcast.close()
+        await say_farewell(kernel, driver, performer)
+        performer.broadcast.close()
         nursery.cancel_scope.cancel()
 
 
 def _stand_witness(
-    home: Home, files: Belongings, kernel: Kernel, alarm: _Alarm, replication: Replication
+    home: Home, files: Belongings, kernel: Kernel, alarm: Alarm, replication: Replication
 ) -> Witnessing | None:
     """Ourselves as a witness, where our owner wants that."""
     if files.votes is None:
@@ -318,7 +319,9 @@ def _set_up_desk(
         tier=Tier.of(kernel.tier, quorum_of(config.ledger)),
         is_archive=config.ledger.archive,
     )
-    rerunner = Rerunner(files.key.peer, performer.workshop, performer.fetch, files.publishing)
+    me = files.key.peer
+    rerunner = Rerunner(me, performer.workshop, performer.fetch, files.publishing)
+    prosecutor = Prosecutor(kernel.records, performer.broadcast, rerunner, bookkeeper, files.shelf)
     return Desk(
         kernel=kernel,
         driver=driver,
@@ -328,7 +331,8 @@ def _set_up_desk(
         blocks=files.blocks,
         quota=config.storage.quota,
         bookkeeper=bookkeeper,
-        auditor=Auditor(files.key.peer, files.reader, reading, rerunner),
+        auditor=Auditor(me, files.reader, reading, rerunner, prosecutor.findings),
+        prosecutor=prosecutor,
         publishing=files.publishing,
         scratch=files.scratch,
         agent=_agent(),
@@ -348,25 +352,8 @@ def _boast(config: Config, files: Belongings, kernel: Kernel) -> dict[str, objec
     }
 
 
-@define(eq=False)
-class _Alarm:
-    """How a task that is not ours, and would keep an error to itself, ends the node."""
-
-    error: MeshError | None = None
-    _rung: trio.Event = field(factory=trio.Event)
-
-    def ring(self, error: MeshError) -> None:
-        self.error = self.error or error
-        self._rung.set()
-
-    async def heard(self) -> None:
-        await self._rung.wait()
-        assert self.error is not None
-        raise self.error
-
-
 def _replicate(
-    config: Config, files: Belongings, kernel: Kernel, driver: Driver, alarm: _Alarm
+    config: Config, files: Belongings, kernel: Kernel, driver: Driver, alarm: Alarm
 ) -> Replication:
     """What keeps our ledger equal to the others'; it begins to when it has a network."""
     tally: Counter[str] = Counter()
@@ -395,7 +382,7 @@ async def _join(
     home: Home,
     files: Belongings,
     driver: Driver,
-    alarm: _Alarm,
+    alarm: Alarm,
     replication: Replication,
     witnessing: Witnessing | None,
 ) -> AsyncIterator[Network]:
@@ -478,22 +465,6 @@ def _write_facts(home: Home, facts: Mapping[str, object]) -> None:
     draft = home.facts.with_suffix(".tmp")
     draft.write_text(json.dumps(facts, indent=1) + "\n")
     draft.replace(home.facts)
-
-
-async def _until_told(performer: Performer) -> None:
-    """Wait for a signal; give up what runs here, so that others take it at once."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        await anext(signals)
-        async with trio.open_nursery() as leaving:
-            leaving.start_soon(_leave, performer, leaving.cancel_scope)
-            await anext(signals)  # the second one: at once
-            leaving.cancel_scope.cancel()
-
-
-async def _leave(performer: Performer, waiting: trio.CancelScope) -> None:
-    if await performer.give_up("its executor leaves the mesh"):
-        await trio.sleep(LEAVE_S)  # for the last messages to get out
-    waiting.cancel()
 
 
 def _agent() -> str:

@@ -16,6 +16,7 @@ from ledger.evidence import Rerun
 from ledger.model import Entry, Terms, burnt_before
 from mesh.errors import Corruption, MeshError, PeerError, Unavailable
 from mesh.ids import Cid, PeerId, check_cid, format_cid, short_peer
+from mesh.market.agreement import WALL_LIMIT
 from mesh.market.terms import CANCELLED_EXIT, MOVED_EXIT
 from mesh.messages import Result, Work
 from mesh.publishing import Publishing
@@ -33,9 +34,6 @@ RATE_MIN = 64 << 10
 """Bytes/s, after `FETCH_S`: an audit waits no longer for who sends slower."""
 INPUT_MAX = 256 << 20
 """Bytes of one input that are fetched for an audit: they lie in a store that has other uses."""
-WALL_LIMIT = "wall-limit"
-"""How a run ends that depends on the machine: it says nothing of the bill."""
-
 Fetch = Callable[[PeerId, Cid, int], Awaitable[None]]
 
 

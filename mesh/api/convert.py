@@ -27,7 +27,7 @@ from mesh.api.door import (
 )
 from mesh.api.faults import FieldError
 from mesh.ids import Cid, EntryId, PeerId, TaskId
-from mesh.market.order import Answer, State, TaskRecord, paid_so_far, saved_up_to
+from mesh.market.order import COPIES_MAX, Answer, State, TaskRecord, paid_so_far, saved_up_to
 from mesh.resources.capacity import Capacity
 from mesh.v1 import (
     ledger_pb2,
@@ -94,7 +94,14 @@ def read_bid(request: market_pb2.MarketBidRequest) -> BidRequest:
         fee=_read_natural(request.fee, "fee"),
         priority=_read_natural(request.priority, "priority"),
         features=tuple(request.features),
+        redundancy=_read_redundancy(request.redundancy),
     )
+
+
+def _read_redundancy(count: int) -> int:
+    if not 0 <= count <= COPIES_MAX:
+        raise FieldError("redundancy", f"is {count}, not 1 to {COPIES_MAX}")
+    return count or 1
 
 
 def read_audit(request: ledger_pb2.LedgerAuditRequest) -> AuditRequest:

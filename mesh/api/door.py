@@ -14,7 +14,8 @@ import trio
 from attrs import frozen
 
 from mesh.ids import Cid, EntryId, PeerId, TaskId
-from mesh.market.order import TaskRecord
+from mesh.market.agreement import Agreement
+from mesh.market.order import Group, TaskRecord
 from mesh.messages import Offer
 from mesh.notices import Notice
 from mesh.resources.capacity import Capacity
@@ -43,6 +44,29 @@ class BidRequest:
     fee: int
     priority: int
     features: tuple[str, ...]
+    redundancy: int = 1
+    """By how many nodes it is to be run. The price is that of all together."""
+
+
+@frozen
+class Proof:
+    """A bill, and what running its job again shows of it."""
+
+    task: TaskId
+    settle: EntryId
+    seller: PeerId
+    is_good: bool
+    detail: str
+
+
+@frozen
+class Comparison:
+    """What the copies of a task came to, and what is proven of those that disagree."""
+
+    agreement: Agreement
+    proofs: tuple[Proof, ...] = ()
+    note: str = ""
+    """Why there are none, where they are to be expected."""
 
 
 @frozen
@@ -261,8 +285,12 @@ class Door(Protocol):
 
     def tasks(self) -> Sequence[TaskRecord]: ...
 
+    def comparison(self, group: Group) -> Comparison:
+        """What the copies of one task came to, as far as they have."""
+        ...
+
     async def cancel(self, task: TaskId) -> None:
-        """Raises NotFound. Cancelling an ended task changes nothing."""
+        """Raises NotFound. Cancelling an ended task changes nothing, the first copy cancels all."""
         ...
 
     async def migrate(self, task: TaskId, to: PeerId | None) -> None:

@@ -7,7 +7,7 @@ the message limit: lists come in pages, files in pieces.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any, TypeAlias, TypeVar
 
 import trio
@@ -17,13 +17,14 @@ from google.protobuf.message import Message
 from mesh import ids
 from mesh.api import convert, modules
 from mesh.api.bridge import Send
+from mesh.api.copies import copies
 from mesh.api.door import Door, Intake, Numbered
 from mesh.api.faults import Closed, FieldError, TooSlow
-from mesh.errors import Refused
+from mesh.errors import NotFound, Refused
 from mesh.ids import TaskId, format_cid
 from mesh.market.order import TaskRecord
 from mesh.notices import Answered, Asked, Awarded, Moved
-from mesh.v1 import files_pb2, ledger_pb2, market_pb2, node_pb2, tasks_pb2
+from mesh.v1 import files_pb2, ledger_pb2, market_pb2, node_pb2, order_pb2, tasks_pb2
 
 PAGE_DEFAULT = 100
 PAGE_MAX = 1000
@@ -55,7 +56,7 @@ async def watch_auction(
 
     async def tell(event: TaskRecord | Numbered) -> None:
         if isinstance(event, TaskRecord):
-            await send(market_pb2.MarketWatchAuctionResponse(task=convert.task(event)))
+            await send(market_pb2.MarketWatchAuctionResponse(task=_shown(door, event)))
         elif isinstance(event.notice, Asked | Answered | Awarded | Moved):
             await send(market_pb2.MarketWatchAuctionResponse(notice=convert.notice(event)))
 
@@ -68,7 +69,7 @@ async def watch_auction(
 async def get_task(door: Door, request: tasks_pb2.TasksGetRequest) -> tasks_pb2.TasksGetResponse:
     """One record."""
     record = door.task(convert.read_task(request.task_id))
-    return tasks_pb2.TasksGetResponse(task=convert.task(record))
+    return tasks_pb2.TasksGetResponse(task=_shown(door, record))
 
 
 async def list_tasks(
@@ -78,7 +79,7 @@ async def list_tasks(
     tasks, token = _page(
         door.tasks(),
         lambda record: ids.format_task(record.order.task),
-        lambda record: convert.task(record, with_answers=False),
+        lambda record: _shown(door, record, with_answers=False),
         request.page_size,
         request.page_token,
     )
@@ -92,7 +93,7 @@ async def watch_tasks(
 
     async def tell(event: TaskRecord | Numbered) -> None:
         if isinstance(event, TaskRecord):
-            await send(tasks_pb2.TasksWatchResponse(task=convert.task(event)))
+            await send(tasks_pb2.TasksWatchResponse(task=_shown(door, event)))
         else:
             await send(tasks_pb2.TasksWatchResponse(notice=convert.notice(event)))
 
@@ -106,14 +107,18 @@ async def watch_tasks(
 async def result(
     door: Door, request: tasks_pb2.TasksResultRequest
 ) -> tasks_pb2.TasksResultResponse:
-    """The record of an ended task; with *wait* when it has ended."""
+    """The record of an ended task; with *wait* when it, and all its copies, have ended."""
     task = convert.read_task(request.task_id)
     record = door.task(task)
-    if not record.state.is_final:
-        if not request.wait:
-            raise Refused(f"the task is not over: it is {record.state}", "ask with wait = true")
-        record = await _outcome(door, task)
-    return tasks_pb2.TasksResultResponse(task=convert.task(record))
+    if not record.state.is_final and not request.wait:
+        raise Refused(f"the task is not over: it is {record.state}", "ask with wait = true")
+    group = record.order.group
+    record = await _outcome(door, task)
+    if group and group.first == task and request.wait:
+        for copy in group.members:
+            with suppress(NotFound):  # it has ended, and is forgotten
+                await _outcome(door, copy)
+    return tasks_pb2.TasksResultResponse(task=_shown(door, record))
 
 
 async def cancel(
@@ -130,6 +135,14 @@ async def migrate(
     """Ask for a task to go on elsewhere."""
     await door.migrate(convert.read_task(request.task_id), convert.read_target(request))
     return tasks_pb2.TasksMigrateResponse()
+
+
+def _shown(door: Door, record: TaskRecord, *, with_answers: bool = True) -> order_pb2.Task:
+    """The record, and what it and its copies came to."""
+    shown, group = convert.task(record, with_answers=with_answers), record.order.group
+    if group is not None:
+        shown.MergeFrom(copies(group, door.comparison(group)))
+    return shown
 
 
 Tell: TypeAlias = Callable[[TaskRecord | Numbered], Awaitable[None]]

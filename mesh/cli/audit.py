@@ -169,8 +169,8 @@ class Report:
 
     form: str
     story: Story = field(factory=Story)
-    evidence: list[str] = field(factory=list)
-    """What re-runs gave, for others to check."""
+    evidence: dict[str, None] = field(factory=dict)
+    """What re-runs gave, each once, for others to check."""
     written: str = ""
     """The bundle that holds all this."""
     _kept: list[Facts] = field(factory=list)
@@ -192,7 +192,7 @@ class Report:
             self._bad += 1
             self._first_bad = self._first_bad or facts
         if found.evidence:
-            self.evidence.append(found.evidence)
+            self.evidence[found.evidence] = None
         if self.form == "json":
             self._kept.append(facts)
         elif self.form == "jsonl":

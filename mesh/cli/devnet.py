@@ -38,7 +38,7 @@ NODES_MAX = 32
 """More real nodes than this say nothing about one machine."""
 PRICES = ("0.0400", "0.0350", "0.0450", "0.0380", "0.0420")
 """Asking prices of the nodes, in turn: so that there is something to choose from."""
-_STOP_S = 10.0
+_STOP_S = 20.0
 _POLL_S = 0.1
 _LOG_TAIL = 20
 _PR_SET_PDEATHSIG = 1

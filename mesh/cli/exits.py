@@ -31,7 +31,7 @@ MEANINGS = {
     Exit.NOT_PLACED: "nobody took the task: no offer fits, or the price is too low",
     Exit.UNREACHABLE: "no node answers",
     Exit.NOT_AUTHORISED: "not authorised",
-    Exit.NOT_VERIFIED: "a receipt, a content id or an audit does not verify",
+    Exit.NOT_VERIFIED: "a receipt, a content id or an audit does not verify, or a task's copies",
     Exit.NOT_FOUND: "there is no such thing",
     Exit.OVER_QUOTA: "a quota, a rate or a balance is used up",
     Exit.TIMED_OUT: "it did not happen in the time allowed; nothing was cancelled by that",

@@ -58,8 +58,8 @@ _FLAGS: dict[str, tuple[str, str]] = {
 def join(**flags: Any) -> int:  # noqa: ANN401  (click's flags, read by mesh.config)
     """Run a node here: sell, bid, run, serve. Any `mesh config` key may be set by a flag.
 
-    Ctrl-C once: runs of others are given up with a reason, so that their auctioneers award them
-    anew at once, then the node leaves. Twice: it stops. It does not drain yet.
+    Ctrl-C once: runs of others are handed over, and go on elsewhere; what cannot be moved, or not
+    within some seconds, is given up, and begun anew at once. Then the node leaves. Twice: it stops.
     """
     config, home = sources.load(flag_layers(flags))
     sys.excepthook = sys.__excepthook__  # a broken invariant of the node is to be loud
@@ -97,4 +97,4 @@ def announce(facts: Mapping[str, Any]) -> None:
     )
     sys.stdout.flush()
     say("Others run metered WASM here, in a sandbox, without network or your files.")
-    say("^C once: gives up what runs here, so that others take it at once. ^C again: stops.")
+    say("^C once: hands over what runs here, so that others take it at once. ^C again: stops.")

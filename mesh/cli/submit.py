@@ -96,6 +96,14 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, show_default=True)
 @click.option("--feature", "features", multiple=True, help="What the executor must offer.")
 @click.option(
+    "--redundancy",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Run it on N different nodes, for --max-price altogether, and compare.",
+)
+@click.option(
     "--movable",
     type=click.Choice(("auto", "yes", "no")),
     default="auto",
@@ -128,6 +136,7 @@ def submit(
     fee: int,
     priority: int,
     features: tuple[str, ...],
+    redundancy: int,
     movable: str,
     key: str,
     detach: bool,
@@ -149,6 +158,7 @@ def submit(
         limits=limits,
         name=name or shlex.join([Path(module).stem, *args])[:64],
         key=key.encode(),
+        redundancy=redundancy,
         runtime=runtime,
         movable=movable,
         on_module=tell_module,
@@ -171,6 +181,7 @@ def finish(
 ) -> None:
     """Follow *task* to its end, fetch *outs*, print the result; raise what went wrong with it."""
     from mesh.client.task import check
+    from mesh.v1 import order_pb2
 
     try:
         story.tell(f"following {task.id}")
@@ -181,7 +192,8 @@ def finish(
         say(f"hint: mesh wait {task.id} follows it again, mesh cancel {task.id} takes it back")
         click.get_current_context().exit(Exit.INTERRUPTED)
     story.clear()
-    if record.result.output:
+    is_doubtful = record.agreement.verdict == order_pb2.VERDICT_DISAGREED
+    if record.result.output and not is_doubtful:
         for out in outs:
             name, _, to = out.partition("=")
             for path in task.client.get(record.result.output, to or Path(name).name, name):
@@ -211,7 +223,7 @@ def follow(
             for event in task.watch(timeout):
                 if event.WhichOneof("event") == "notice":
                     tell(event.notice, story, name)
-                elif event.task.state in FINAL:
+                elif event.task.state in FINAL and not event.task.copies:
                     return event.task
         except OverQuota:  # the story came faster than this terminal takes it
             story.tell("too much to tell: waiting for the end")

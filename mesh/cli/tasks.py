@@ -11,9 +11,17 @@ import click
 from mesh import units
 from mesh.cli.modules import describe, show_module
 from mesh.cli.options import DURATION, with_client, with_output
-from mesh.cli.render import Column, Listing, Story, say, show_listing, show_one
+from mesh.cli.render import Column, Facts, Listing, Story, say, show_listing, show_one
 from mesh.cli.submit import finish
-from mesh.cli.words import clean, short_peer, short_task, show_cost, task_lines, totals
+from mesh.cli.words import (
+    clean,
+    short_peer,
+    short_task,
+    show_copies,
+    show_cost,
+    task_lines,
+    totals,
+)
 
 if TYPE_CHECKING:
     from mesh.client import Client, Task
@@ -25,7 +33,7 @@ STAYS = "it stays"
 _COLUMNS = (
     Column("ID", lambda task: short_task(task["task_id"])),
     Column("NAME", lambda task: clean(task["name"])[:32]),
-    Column("STATE", lambda task: task["state"]),
+    Column("STATE", lambda task: _state(task)),
     Column("NODE", lambda task: short_peer(task["executor"])),
     Column("CPU·RAM", lambda task: _needs(task["work"]["needs"])),
     Column("COST cr", show_cost, is_right=True),
@@ -39,6 +47,11 @@ _COLUMNS = (
 
 def _needs(needs: dict[str, int]) -> str:
     return f"{units.format_cores(needs['cpu_milli'])}·{units.show_size(needs['memory'])}"
+
+
+def _state(task: Facts) -> str:
+    copies = show_copies(task)
+    return f"{task['state']}, {copies}" if copies else str(task["state"])
 
 
 def _age(submitted_ms: int) -> str:

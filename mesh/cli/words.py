@@ -110,6 +110,7 @@ def task_lines(task: Facts) -> Lines:
     lines = [
         ("task", f"{task['task_id']}  {clean(task['name'])}"),
         ("state", clean(f"{task['state']}  {task['reason']}").strip()),
+        *_copy_lines(task),
         *bid_lines(task["answers"]),
     ]
     if task["executor"]:
@@ -144,6 +145,43 @@ def _burnt(task: Facts) -> str:
     result = task["result"]
     told = f"{show_fuel(result['fuel'])} in {units.show_duration(result['run_ms'])}"
     return f"{show_fuel(task['fuel'])}, the last {told}" if task["path"] else told
+
+
+def show_copies(task: Facts) -> str:
+    """`3 copies agree`, or which of how many it is; empty for a task without copies."""
+    count, agreement = len(task["copies"]), task["agreement"]
+    if not count or agreement is None:
+        return ""
+    if task["task_id"] != task["group"]:
+        number = task["copies"].index(task["task_id"]) + 1
+        return f"copy {number} of {count} of {short_task(task['group'])}"
+    words = {
+        "open": f"{len(agreement['missing'])} of {count} copies still to come",
+        "agreed": f"all {count} copies agree",
+        "disagreed": f"{count} copies disagree",
+        "short": f"{count - len(agreement['missing'])} of {count} copies to compare",
+        "forgotten": f"{count} copies, some forgotten",
+    }
+    return words.get(agreement["verdict"], f"{count} copies")
+
+
+def _copy_lines(task: Facts) -> Lines:
+    """What several copies came to, who dissents, and what is proven."""
+    told = show_copies(task)
+    if not told:
+        return []
+    agreement = task["agreement"]
+    lines = [("copies", told)]
+    if agreement["majority"] and agreement["dissenters"]:
+        lines.append(("alike", "  ".join(agreement["majority"])))
+    lines += [("dissents", dissenter) for dissenter in agreement["dissenters"]]
+    for proof in agreement["proofs"]:
+        verdict = "billed as it is" if proof["is_good"] else "proven wrong"
+        told = f"{short_task(proof['task_id'])} by {short_peer(proof['seller'])}: {verdict}"
+        lines.append(("run again", f"{told}: {clean(proof['detail'])}"))
+    if agreement["note"]:
+        lines.append(("run again", clean(agreement["note"])))
+    return lines
 
 
 def totals(tasks: Sequence[Facts]) -> str:

@@ -119,11 +119,15 @@ class Client:
         movable: str = AUTO,
         on_module: Callable[[modules_pb2.Module], object] | None = None,
         runtime: str = "",
+        redundancy: int = 1,
     ) -> Task:
         """Bid for compute: upload *module* and *inputs*, admit the task.
 
         *movable*, `auto`, `yes` or `no`: whether it is to be able to go on elsewhere; *on_module*
         hears what came of that, before anything is submitted.
+
+        With *redundancy* above 1 as many different nodes run it, for max_price altogether; who
+        differs from the others is run again by the node, and named.
 
         A module or input is a path, or `cid:…` for content that the node can find. The same *key*
         gives the same task, so a repeated call never pays twice; by default each call has its own.
@@ -155,6 +159,7 @@ class Client:
             fee=limits.fee,
             priority=limits.priority,
             features=limits.features,
+            redundancy=redundancy,
         )
         with told_plainly(self.target):
             task = self._market.Bid(request, timeout=ANSWER_S).task_id

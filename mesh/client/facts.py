@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from mesh.v1 import order_pb2
@@ -44,6 +44,12 @@ def _field(message: Message, field: FieldDescriptor) -> object:
     return _value(field, value)
 
 
+def _word(kind: EnumDescriptor, value: int) -> str:
+    """`agreed` for VERDICT_AGREED: without the name of its kind, which the first value shows."""
+    prefix = kind.values[0].name.removesuffix("UNSPECIFIED")
+    return kind.values_by_number[value].name.removeprefix(prefix).lower()
+
+
 def _is_map(field: FieldDescriptor) -> bool:
     kind = field.message_type
     return kind is not None and kind.GetOptions().map_entry
@@ -53,5 +59,5 @@ def _value(field: FieldDescriptor, value: Any) -> object:  # noqa: ANN401  (prot
     if field.message_type is not None:
         return facts_of(value)
     if field.enum_type is not None:
-        return state_word(value)
+        return _word(field.enum_type, value)
     return value.hex() if isinstance(value, bytes) else value

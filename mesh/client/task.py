@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from mesh.client.errors import NotPlaced, TaskFailed, TimedOut
+from mesh.client.errors import NotPlaced, TaskFailed, TimedOut, VerificationFailed
 from mesh.client.facts import state_word
 from mesh.units import show_money
 from mesh.v1 import order_pb2, tasks_pb2
@@ -47,7 +47,8 @@ class Task:
         return state_word(self.record.state)
 
     def wait(self, timeout: float | None = None) -> order_pb2.Task:
-        """The record once it has ended. Raises TimedOut after *timeout* seconds; it goes on."""
+        """The record once it, with all its copies, has ended. Raises TimedOut after *timeout*
+        seconds; it goes on."""
         return self.client.outcome(self.id, timeout)
 
     def watch(self, timeout: float | None = None) -> Iterator[tasks_pb2.TasksWatchResponse]:
@@ -55,7 +56,8 @@ class Task:
         return self.client.watch(self.id, timeout)
 
     def result(self, timeout: float | None = None) -> order_pb2.Task:
-        """Like `wait`, but raises NotPlaced or TaskFailed unless it was done with exit code 0."""
+        """Like `wait`, but raises NotPlaced or TaskFailed unless it was done with exit code 0,
+        VerificationFailed where its copies do not all agree."""
         record = self.wait(timeout)
         check(record)
         return record
@@ -84,7 +86,37 @@ def output_of(record: order_pb2.Task) -> str:
 
 
 def check(record: order_pb2.Task) -> None:
-    """Raise what went wrong with an ended task: NotPlaced or TaskFailed. Exit code 0 is good."""
+    """Raise what went wrong with an ended task: NotPlaced or TaskFailed. Exit code 0 is good.
+
+    Of several copies the first one speaks for all: VerificationFailed unless they agree.
+    """
+    is_first = record.task_id == record.group
+    if is_first and record.agreement.verdict == order_pb2.VERDICT_DISAGREED:
+        raise disagreed(record)
+    _check_alone(record)
+    if is_first and record.agreement.verdict != order_pb2.VERDICT_AGREED:
+        missing = [*record.agreement.missing, record.task_id][0]
+        count = len(record.copies) - len(record.agreement.missing)
+        raise VerificationFailed(
+            f"{record.task_id} is not verified: {count} of {len(record.copies)} copies came to an"
+            " end that can be compared",
+            f"mesh inspect {missing} says why",
+        )
+
+
+def disagreed(record: order_pb2.Task) -> VerificationFailed:
+    """That its copies came to different things, and what proves who is wrong."""
+    agreement = record.agreement
+    suspects = ", ".join(agreement.dissenters)
+    whom = f"{suspects} against {len(agreement.majority)}" if agreement.majority else "no majority"
+    return VerificationFailed(
+        f"the {len(record.copies)} copies of {record.task_id} disagree: {whom}",
+        f"mesh audit --task {agreement.dissenters[0]} --rerun --export evidence.jsonl proves it to"
+        f" anybody · mesh inspect {record.task_id} shows what is proven already",
+    )
+
+
+def _check_alone(record: order_pb2.Task) -> None:
     state = state_word(record.state)
     if record.state == order_pb2.TaskState.TASK_STATE_DONE:
         result = record.result

@@ -20,7 +20,7 @@ from mesh.ids import EntryId, PeerId, TaskId
 from mesh.market import terms as contract
 from mesh.market.own_chain import CLOSINGS_MAX, OwnChain, Past
 from mesh.market.policy import Policy
-from mesh.messages import Award, Bid, Declined, Done, Lost, Saved, Settled, Slice, Sliced
+from mesh.messages import Award, Bid, Declined, Done, Lost, Result, Saved, Settled, Slice, Sliced
 from mesh.sansio import Action, Identity, Send, WakeAt, Woken
 
 REMINDERS_MAX = 64
@@ -76,13 +76,18 @@ class Accounts:
 
     def reminders(self, held: Mapping[Key, PeerId]) -> list[Action]:
         """Awards once more, of which nothing came: who is not among the *held* declines it."""
-        idle = [
-            (key, entry) for key, entry in self._allocs.items() if held.get(key) != _seller(entry)
-        ]
+        idle = [key for key, entry in self._allocs.items() if held.get(key) != _seller(entry)]
         return [
-            Send(_seller(entry), Award(*key, entry.encode(), self._policy.ttl_ms))
-            for key, entry in idle[:REMINDERS_MAX]
+            action
+            for key in idle[:REMINDERS_MAX]
+            for action in self.reminder(_seller(self._allocs[key]), key)
         ]
+
+    def reminder(self, peer: PeerId, key: Key) -> list[Action]:
+        """An open award once more: *peer* tells what became of it."""
+        if not self.is_open(peer, key):
+            return []
+        return [Send(peer, Award(*key, self._allocs[key].encode(), self._policy.ttl_ms))]
 
     def paid(self) -> dict[TaskId, tuple[EntryId, Terms]]:
         """The receipt of each task that was paid to its end, of those not yet forgotten."""
@@ -126,6 +131,12 @@ class Accounts:
         if not self._identity.verify(peer, terms_message(bill.terms), bill.signature):
             raise PeerError("settle terms with a bad signature")
         return terms
+
+    def bill_of(self, key: Key, result: Result) -> int:
+        """What an open award comes to with that *result*, µcr."""
+        alloc = self._allocs[key]
+        terms = Terms.decode(alloc.content.terms)
+        return contract.settle_terms(terms, EntryId(alloc.id), result, 0).amount
 
     def settle(self, peer: PeerId, bill: Bill, wall_ms: int) -> tuple[Entry, list[Action]]:
         """Pay a *bill* that `check` has passed. The chain must be writable."""

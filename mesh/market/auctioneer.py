@@ -21,6 +21,7 @@ from ledger.model import Entry
 from mesh.ids import EntryId, PeerId, TaskId, short_peer
 from mesh.market.accounts import Accounts
 from mesh.market.billing import Billing
+from mesh.market.copies import RUNS_ANOTHER, copies_of
 from mesh.market.lease import Clock
 from mesh.market.offers import Heard, OfferBook
 from mesh.market.order import (
@@ -103,10 +104,11 @@ class Auctioneer:
     def sizes(self) -> dict[str, tuple[int, int]]:
         return {**self.register.sizes(), **self.accounts.sizes()}
 
-    def why_full(self) -> str:
-        """Why no further task can be admitted, or the empty string."""
-        if self.register.is_full:
-            return f"{self._policy.tasks_open_max} tasks are open at this node already"
+    def why_full(self, count: int = 1) -> str:
+        """Why no *count* further tasks can be admitted, or the empty string."""
+        if not self.register.has_room(count):
+            more = f", and these are {count} more" if count > 1 else ""
+            return f"{len(self._sales)} tasks are open at this node already{more}"
         return self.accounts.why_full()
 
     # --- clients --------------------------------------------------------------------------------
@@ -126,6 +128,8 @@ class Auctioneer:
             self.accounts.take_up(entry)
         actions = self.register.correct(recovered(self.records.values(), self.accounts))
         actions += self.billing.pay_again(now)
+        for task, sale in self._sales.items():
+            actions += self._ask_holder(self.records[task], sale, now)
         newest = self.accounts.newest_fences()
         for task in self.register.waiting():
             record = self.records[task]
@@ -134,24 +138,32 @@ class Auctioneer:
         return actions
 
     def submit(self, order: Order, now: float) -> list[Action]:
-        """Admit a task and auction it at once. A known task is left as it is."""
-        if order.task in self.records or self.why_full():
+        """Admit a task, all copies of it or none, and auction it at once. A known task is left as
+        it is."""
+        orders = copies_of(order)
+        if order.task in self.records or self.why_full(len(orders)):
             return []
-        record = TaskRecord(order, State.WAITING, submitted_ms=self._clock.wall_ms(now))
-        self.records[order.task] = record
-        self._sales[order.task] = sale = Sale(deadline_at=now + order.deadline_ms / 1000)
-        return [
-            PersistTask(record),
-            WakeAt(sale.deadline_at, Woken("deadline", order.task, 0)),
-            *self._open(order.task, now),
-        ]
+        actions: list[Action] = []
+        for copy in orders:
+            record = TaskRecord(copy, State.WAITING, submitted_ms=self._clock.wall_ms(now))
+            self.records[copy.task] = record
+            self._sales[copy.task] = sale = Sale(deadline_at=now + order.deadline_ms / 1000)
+            deadline = Woken("deadline", copy.task, 0)
+            actions += [PersistTask(record), WakeAt(sale.deadline_at, deadline)]
+        for copy in orders:
+            actions += self._open(copy.task, now)
+        return actions
 
     def cancel(self, task: TaskId, now: float) -> list[Action]:
-        """The client takes it back; what was burnt so far is paid."""
+        """The client takes it back, with the first copy all; what was burnt so far is paid."""
         record = self.records.get(task)
-        if record is None or record.state.is_final:
-            return []
-        return self.settlement.finish(task, State.CANCELLED, "cancelled by its client", now)
+        group = record.order.group if record else None
+        actions: list[Action] = []
+        for each in group.members if group and group.first == task else (task,):
+            if each in self._sales:
+                reason = "cancelled by its client"
+                actions += self.settlement.finish(each, State.CANCELLED, reason, now)
+        return actions
 
     def offer_heard(self, heard: Heard, now: float) -> list[Action]:
         """An offer that shows new room brings waiting tasks up again, the most pressing first."""
@@ -159,6 +171,8 @@ class Auctioneer:
         actions: list[Action] = []
         for task in self.register.waiting():
             order = self.records[task].order
+            if heard.offer.peer in self.register.taken(order):
+                continue
             if order.work.needs.fits_in(room) and self._sales[task].is_news(heard, order):
                 room -= order.work.needs
                 actions += self._open_soon(task, now)
@@ -219,6 +233,10 @@ class Auctioneer:
             return actions
         self.calibration.record(peer, self._sales[declined.task].promise, was_kept=False)
         self.register.judge(declined.task, peer, f"declined: {declined.reason}")
+        sale = self._sales[declined.task]
+        if not sale.asked:  # of a round before our restart: the other bids are forgotten
+            why, pause_s = "its winner declined", self._policy.retry_pause_s(sale.misses)
+            return [*actions, *self._wait(declined.task, why, now, pause_s)]
         return [*actions, *self._award_next(declined.task, now)]
 
     # --- the lease ------------------------------------------------------------------------------
@@ -268,7 +286,8 @@ class Auctioneer:
         record, sale = self.records.get(task), self._sales.get(task)
         if not record or not sale or not record.executor or now < sale.granted_until:
             return []
-        if sale.done is not None:  # it has ended, and what it left is on its way
+        # It has ended, and what it left is on its way; or, after a restart, it could not say so.
+        if sale.done is not None or not self.accounts.is_writable:
             return [sale.grant(record, self._policy, now)]
         if record.state is State.RUNNING:
             self.calibration.record(record.executor, sale.promise, was_kept=False)
@@ -315,6 +334,14 @@ class Auctioneer:
             WakeAt(sale.ask_at, Woken("ask", order.task, round_)),
         ]
 
+    def _ask_holder(self, record: TaskRecord, sale: Sale, now: float) -> list[Action]:
+        """What became of a lease from before our restart: nobody was there to be told, and its
+        holder may say it again only when the lease has long run out."""
+        if record.state not in (State.AWARDED, State.RUNNING) or record.executor is None:
+            return []
+        asked = self.accounts.reminder(record.executor, (record.order.task, record.fence))
+        return [*asked, sale.grant(record, self._policy, now)]
+
     def _open_soon(self, task: TaskId, now: float) -> list[Action]:
         sale = self._sales[task]
         soonest = sale.opened_at + self._policy.ask_again_at_least_ms / 1000
@@ -334,17 +361,20 @@ class Auctioneer:
             return self._wait(task, self.accounts.why_not(0), now)
         work = work_left(record)
         wanted, sale.only = sale.only, None
-        peers = self._book.alone(wanted, work) or self._book.candidates(
+        taken = self.register.taken(record.order)
+        avoid = (*sale.avoid, *taken)
+        peers = self._book.alone(wanted, work) if wanted not in taken else []
+        peers = peers or self._book.candidates(
             work,
             self._policy.width(sale.misses),
             rng=self._rng,
             calibration=self.calibration,
-            avoid=sale.avoid,
+            avoid=avoid,
         )
-        if peers and not wanted and sale.keeper not in (*peers, *sale.avoid):
+        if peers and not wanted and sale.keeper not in (*peers, *avoid):
             peers += self._book.alone(sale.keeper, work)
         if not peers:
-            why = self._book.why_nobody(work, sale.avoid)
+            why = self._book.why_nobody(work, sale.avoid, taken)
             sale.avoid.clear()
             return self._wait(task, why, now)
         sale.open(tuple(peers), now)
@@ -377,7 +407,12 @@ class Auctioneer:
     def _award_next(self, task: TaskId, now: float) -> list[Action]:
         """Award to the best bid that has not declined; after three, a new round."""
         record, sale = self.records[task], self._sales[task]
-        ranking = sale.ranking(task, record.round)
+        taken = self.register.taken(record.order)
+        for peer in [peer for peer in sale.bids if peer in taken]:
+            self.register.judge(task, peer, RUNS_ANOTHER)
+        ranking = [peer for peer in sale.ranking(task, record.round) if peer not in taken]
+        if sale.bids and not ranking and not sale.winners:
+            return self._wait(task, f"whoever bid {RUNS_ANOTHER}", now)
         if not ranking and not sale.winners:
             return self._wait(task, why_no_bid(record, sale), now)
         if not ranking or sale.winners >= self._policy.winners_max:

@@ -14,6 +14,7 @@ from attrs import frozen
 from mesh import codec
 from mesh.errors import PeerError
 from mesh.ids import PeerId
+from mesh.market.copies import RUNS_ANOTHER
 from mesh.market.policy import Policy
 from mesh.market.scoring import Calibration
 from mesh.messages import Offer, SignedOffer, Work
@@ -114,15 +115,19 @@ class OfferBook:
         listing = self._listings.get(peer) if peer else None
         return [listing.offer.peer] if listing and not why_unfit(listing.offer, work) else []
 
-    def why_nobody(self, work: Work, avoid: Collection[PeerId]) -> str:
+    def why_nobody(
+        self, work: Work, avoid: Collection[PeerId], taken: Collection[PeerId] = ()
+    ) -> str:
         """Counted reasons why no candidate fits, for people."""
         if not self._listings:
             return "no offers heard yet"
         reasons: dict[str, int] = {}
         for listing in self._listings.values():
-            reason = why_unfit(listing.offer, work)
-            if not reason:
-                reason = "just lost this task" if listing.offer.peer in avoid else "would fit"
+            peer, reason = listing.offer.peer, why_unfit(listing.offer, work)
+            if peer in taken:
+                reason = RUNS_ANOTHER
+            elif not reason:
+                reason = "just lost this task" if peer in avoid else "would fit"
             reasons[reason] = reasons.get(reason, 0) + 1
         counted = " · ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         return f"{len(self._listings)} offers seen: {counted}"

@@ -11,11 +11,28 @@ from enum import StrEnum
 from attrs import evolve, frozen
 
 from ledger.model import MIGRATIONS_MAX, Terms
-from mesh.ids import EntryId, PeerId, TaskId
+from mesh.ids import EntryId, PeerId, TaskId, copy_id
 from mesh.messages import Bid, Move, Refusal, Result, Saved, Work
 
 BIDS_KEPT_MAX = 32
 """Bids and refusals kept on a task's record: the newest win."""
+
+COPIES_MAX = 8
+"""Of one task."""
+
+
+@frozen
+class Group:
+    """Copies of one task, run by as many different nodes, so that they can be compared."""
+
+    first: TaskId
+    """The first copy: by this id its client knows them all."""
+    copies: int
+
+    @property
+    def members(self) -> tuple[TaskId, ...]:
+        """All of them, the first one first."""
+        return tuple(copy_id(self.first, number) for number in range(self.copies))
 
 
 @frozen
@@ -29,6 +46,8 @@ class Order:
     fee: int
     priority: int
     deadline_ms: int
+    group: Group | None = None
+    """Where it is one of several copies."""
 
 
 class State(StrEnum):

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 
 from attrs import evolve
 
-from ledger.model import Terms
+from ledger.model import Terms, burnt_before
 from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.accounts import Accounts
-from mesh.market.order import State, TaskRecord, owed_for_states
+from mesh.market.order import State, TaskRecord, paid_so_far
 from mesh.market.terms import CANCELLED, CANCELLED_EXIT
 from mesh.messages import Result
 from mesh.runtime.manifest import EXIT_CODE_MAX, STATUSES
@@ -31,13 +31,15 @@ def _recovered(
 ) -> TaskRecord:
     key = (record.order.task, record.fence)
     if record.settle and record.executor and accounts.is_open(record.executor, key):
-        return evolve(record, settle=None, amount=owed_for_states(record))
+        bill = accounts.bill_of(key, record.result) if record.result else 0
+        return evolve(record, settle=None, amount=record.amount - bill)
     if record.order.task not in paid:
         return record
     entry, deal = paid[record.order.task]
     if record.state.is_final:
         is_missing = record.result is not None and record.settle is None
-        return evolve(record, settle=entry, amount=deal.amount) if is_missing else record
+        amount = record.amount + deal.amount
+        return evolve(record, settle=entry, amount=amount) if is_missing else record
     result = _result_of(deal)
     return evolve(
         record,
@@ -45,8 +47,8 @@ def _recovered(
         round=max(record.round, deal.fence),
         fence=deal.fence,
         executor=PeerId(deal.seller),
-        fuel=deal.fuel,
-        amount=deal.amount,
+        fuel=burnt_before(deal) + deal.fuel,
+        amount=paid_so_far(record) + deal.amount,
         settle=entry,
         result=result,
         reason="as its receipt says",

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from attrs import evolve
 
 from mesh.ids import PeerId, TaskId
-from mesh.market.order import Answer, State, TaskRecord, with_answer, with_verdict
+from mesh.market.copies import awaited, taken
+from mesh.market.order import (
+    COPIES_MAX,
+    Answer,
+    Order,
+    State,
+    TaskRecord,
+    with_answer,
+    with_verdict,
+)
 from mesh.market.policy import Policy
 from mesh.market.sale import Sale, Sealed, most_pressing
 from mesh.notices import Answered, moved
@@ -25,15 +34,22 @@ class Register:
         self.sales: dict[TaskId, Sale] = {}
         self._policy = policy
 
-    @property
-    def is_full(self) -> bool:
-        return len(self.sales) >= self._policy.tasks_open_max
+    def has_room(self, count: int) -> bool:
+        return len(self.sales) + count <= self._policy.tasks_open_max
 
     def sizes(self) -> dict[str, tuple[int, int]]:
+        open_max, ended_max = self._policy.tasks_open_max, self._policy.tasks_ended_max
+        ended = len(self._ended())
+        copies = len(self.records) - len(self.sales) - ended
         return {
-            "tasks_open": (len(self.sales), self._policy.tasks_open_max),
-            "tasks_ended": (len(self.records) - len(self.sales), self._policy.tasks_ended_max),
+            "tasks_open": (len(self.sales), open_max),
+            "tasks_ended": (ended, ended_max),
+            "copies_ended": (copies, open_max * (COPIES_MAX - 1)),
         }
+
+    def taken(self, order: Order) -> tuple[PeerId, ...]:
+        """Who runs, or ran, another copy of this."""
+        return taken(order, self.records)
 
     def waiting(self) -> list[TaskId]:
         """Waiting tasks, the most pressing first."""
@@ -110,7 +126,12 @@ class Register:
         assert state.is_final
         del self.sales[task]
         actions = self.move(evolve(self.records[task], state=state, reason=reason))
-        ended = [key for key in self.records if key not in self.sales]
+        ended = self._ended()
         for key in ended[: max(0, len(ended) - self._policy.tasks_ended_max)]:
             del self.records[key]
         return actions
+
+    def _ended(self) -> list[TaskId]:
+        """What has ended and may be forgotten, oldest first: not while another copy is open."""
+        kept = awaited([self.records[task] for task in self.sales])
+        return [task for task in self.records if task not in self.sales and task not in kept]

@@ -123,9 +123,9 @@ class Tenancies:
         """Tasks with an open tenancy, running or not."""
         return frozenset(task for task, _ in self._tenancies)
 
-    def running(self) -> list[Tenancy]:
-        """What runs here, and is not paused."""
-        return [t for t in self._tenancies.values() if t.phase is Phase.RUNNING]
+    def open(self) -> Collection[Tenancy]:
+        """What runs here, or is not settled yet."""
+        return self._tenancies.values()
 
     def hosted_as(self, task: TaskId, fence: int, buyer: PeerId | None = None) -> Tenancy | None:
         """A tenancy that has not ended; of *buyer*, if one is named."""
@@ -189,11 +189,12 @@ class Tenancies:
     def award(self, peer: PeerId, award: Award, now: float) -> list[Action]:
         """Take the lease if its hold still stands, else decline. Raises PeerError."""
         entry, terms = check_award(self._identity, self._own.head.net, peer, award)
-        known = self._tenancies.get((award.task, award.fence))
-        if known:
-            if known.alloc_id != entry.id or not known.is_held:
-                return []  # an old award come again; what became of it has its own answer
-            return [Send(peer, Accepted(award.task, award.fence))]
+        if known := self._tenancies.get((award.task, award.fence)):
+            if known.alloc_id != entry.id:
+                return []  # an old award come again
+            if known.answer:  # its buyer may have restarted since it was told
+                return self._send_answer(known, now)
+            return [Send(peer, Accepted(award.task, award.fence))] if known.is_held else []
         if award.ttl_ms < TTL_MS_MIN:
             raise PeerError("an award of a lease of absurd length")
         if flaw := certificate_flaw(self._identity, self._quorum, entry, award.certificate):

@@ -14,7 +14,7 @@ from math import sqrt
 from ledger.model import FUEL_PER_PRICE
 from mesh.ids import PeerId
 from mesh.market.bidding import Shop
-from mesh.market.lease import Clock, Tenancy
+from mesh.market.lease import Clock, Phase, Tenancy
 from mesh.market.policy import Policy
 from mesh.market.slicing import slice_fuel
 from mesh.market.tenancy import Tenancies
@@ -64,15 +64,14 @@ class Departures:
         self._tenancies.close(is_closed=event.is_on)
         if not event.is_on:
             return []
-        running = self._tenancies.running()
-        return [action for tenancy in running for action in self._leave(tenancy, _DRAINING)]
+        return [action for tenancy in self._running() for action in self._leave(tenancy, _DRAINING)]
 
     def pressed(self, shop: Shop, owner: Capacity, outlook: Sequence[Outlook]) -> list[Action]:
         """Make room for the owner, one run at a time: the one that takes least with it.
 
         *owner* is what the owner needs now.
         """
-        running = [tenancy for tenancy in self._tenancies.running() if not tenancy.is_fixed]
+        running = [tenancy for tenancy in self._running() if not tenancy.is_fixed]
         if any(tenancy.leaving for tenancy in running):
             return []
         soon_ms = self._policy.leave_ahead_ms
@@ -100,7 +99,7 @@ class Departures:
         price = (ask.max_price - ask.fee) * FUEL_PER_PRICE // max(1, ask.work.fuel)
         victims = [
             tenancy
-            for tenancy in self._tenancies.running()
+            for tenancy in self._running()
             if tenancy.work is not None
             and not (tenancy.is_fixed or tenancy.leaving)
             and tenancy.terms.price * self._policy.preempt_times <= price
@@ -111,6 +110,13 @@ class Departures:
         self._preempted_at = now
         victim = min(victims, key=lambda tenancy: (tenancy.terms.price, *_burden(tenancy)))
         return self._leave(victim, "a better paid task needs the room")
+
+    def leaving(self) -> int:
+        """Runs that are being taken out, or have been and are not settled yet."""
+        return sum(bool(tenancy.leaving) for tenancy in self._tenancies.open())
+
+    def _running(self) -> list[Tenancy]:
+        return [tenancy for tenancy in self._tenancies.open() if tenancy.phase is Phase.RUNNING]
 
     def _leave(self, tenancy: Tenancy, reason: str) -> list[Action]:
         if tenancy.leaving:

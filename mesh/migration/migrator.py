@@ -14,6 +14,7 @@ from attrs import evolve
 from mesh.errors import PeerError
 from mesh.ids import Cid, PeerId, TaskId, short_peer
 from mesh.market.accounts import Accounts
+from mesh.market.copies import RUNS_ANOTHER
 from mesh.market.offers import OfferBook
 from mesh.market.order import State, TaskRecord, with_saved
 from mesh.market.register import Register
@@ -36,7 +37,7 @@ class Migrator:
         record, sale = self._register.find(event.task)
         if not record or not sale or not record.executor or record.state is not State.RUNNING:
             return []
-        if event.to == record.executor:
+        if event.to == record.executor or event.to in self._register.taken(record.order):
             return []
         where = f"to {short_peer(event.to)}" if event.to else "elsewhere"
         sale.leaving, sale.only = f"its client wants it {where}", event.to
@@ -112,4 +113,6 @@ class Migrator:
             return "this node has no such task"
         if record.state is not State.RUNNING:
             return f"it is {record.state}, and only what runs can be moved"
+        if to in self._register.taken(record.order):
+            return f"that node {RUNS_ANOTHER}"
         return "it runs there already" if record.executor == to else ""

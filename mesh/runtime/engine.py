@@ -130,7 +130,7 @@ class GuestMemory:
     """The guest's linear memory, as wasi.Memory: nothing outside of it is ever touched."""
 
     def __init__(self, store: wasmtime.Store, memory: wasmtime.Memory) -> None:
-        self._memory = memory
+        self._owners = store, memory  # the place is theirs, and must not outlive them
         self._place = store._context(), ctypes.byref(memory._memory)
 
     @property

@@ -4,7 +4,8 @@ Safety under any fault: S1 one lease per task · S2 what was shown to a peer sur
 S3 a chain only extends · S4 equal receipts, equal balances · S5 settlements sum to zero ·
 S6 reservations within what is sold · S7 bounds · S8 no run without its buyer's award ·
 S9 no buyer owes and reserves more than its line, nor burns more than a slice unsigned ·
-S10 a task settles once, with the result of the run its newest fence paid for.
+S10 a task settles once, with the result of the run its newest fence paid for ·
+S11 two copies of one task have no executor in common.
 Liveness: L1 every task ends · L2 accounts close and receipts arrive · L3 a dead node's leases and
 capacity are free again · L4 a waiting task is asked again. And nobody honest is ever penalized.
 """
@@ -20,7 +21,7 @@ from ledger.errors import LedgerError
 from ledger.model import KINDS_KNOWN, Body, Entry, Kind
 from ledger.quorum import Certificate, Position, Quorum
 from ledger.state import fold
-from mesh.ids import PeerId, TaskId, format_task
+from mesh.ids import PeerId, TaskId, format_task, short_peer
 from mesh.market.order import State, TaskRecord
 from mesh.market.slicing import slice_fuel
 from mesh.messages import Award, Message, Result, Settled
@@ -108,6 +109,8 @@ class Checkers:
         self._signed: dict[bytes, int] = {}  # ALLOC id -> the fuel that its buyer signed for
         self._told_signed: dict[tuple[int, bytes], int] = {}  # (seller, ALLOC id) -> as it knows
         self._asked_at: dict[TaskId, float] = {}
+        self._given_up: set[tuple[int, TaskId, int]] = set()
+        """Of whose accounts a seller with a full table expects nothing any more."""
         self.admitted: dict[TaskId, float] = {}
         """When each task of an honest node was first durable: world time."""
         self.now = 0.0
@@ -215,6 +218,8 @@ class Checkers:
         """Remember when tasks were asked about (L4); on a good day no lease is lost."""
         if isinstance(notice, Asked | Moved):
             self._asked_at[notice.task] = self.now
+        elif isinstance(notice, Hosted) and notice.what == "unpaid":
+            self._given_up.add((node.index, notice.task, notice.fence))
         elif isinstance(notice, Hosted) and notice.what == "fenced" and self._options.is_calm:
             raise Violation("calm", f"node {node.index} lost a lease and nothing had failed")
 
@@ -264,7 +269,7 @@ class Checkers:
         entries = [
             Entry.decode(data)
             for node in nodes
-            for data in (*node.disk.read().entries, *node.disk.read().foreign)
+            for data in (*node.disk.read().entries, *node.disk.read().foreign, *node.lost)
         ]
         accounts = fold(entries, NET)
         if accounts != fold([*reversed(entries), *entries], NET):
@@ -319,6 +324,8 @@ class Checkers:
             told = f"{format_task(TaskId(body.deal.nonce))} by fence {body.deal.fence}"
             if body.kind is Kind.ALLOC and body.id not in chain.resolved:
                 raise Violation("L2", f"node {node.index} still sets money aside for {told}")
+            if (seller.index, TaskId(body.deal.nonce), body.deal.fence) in self._given_up:
+                continue  # it comes by replication, where there is one
             if body.kind is Kind.SETTLE and body.id not in self._received[seller.index]:
                 raise Violation("L2", f"node {seller.index} never got its receipt for {told}")
 
@@ -443,6 +450,7 @@ class Checkers:
         before = self._records.get(task)
         self._records[task] = record
         told = format_task(task)
+        self._check_copies(record)
         if before is not None:
             if record.fence < before.fence or record.round < before.round:
                 raise Violation("S10", f"{told}: fence fell from {before.fence} to {record.fence}")
@@ -456,6 +464,23 @@ class Checkers:
         ended = self._ended.get((task, record.fence))
         if record.result.status != "cancelled" and record.result != ended:
             raise Violation("S10", f"{told}: its result is not that of run {record.fence}")
+
+    def _check_copies(self, record: TaskRecord) -> None:
+        """S11: or a single liar would agree with itself."""
+        order = record.order
+        for task in order.group.members if order.group else ():
+            other = self._records.get(task)
+            if task == order.task or other is None:
+                continue
+            if both := set(_ran(record)) & set(_ran(other)):
+                told = f"{format_task(task)} and {format_task(order.task)}"
+                raise Violation("S11", f"{short_peer(min(both))} runs both {told}")
+
+
+def _ran(record: TaskRecord) -> list[PeerId]:
+    """Whoever has a part in what a copy comes to."""
+    parts = [move.source for move in record.path]
+    return [*parts, record.executor] if record.executor else parts
 
 
 def _closes(body: Body) -> bool:

@@ -156,6 +156,11 @@ class Node:
         return self._boot is not None
 
     @property
+    def lost(self) -> tuple[bytes, ...]:
+        """Entries of ours that our disk has not, and peers have."""
+        return tuple(self._lost)
+
+    @property
     def is_stalled(self) -> bool:
         return self._backlog is not None
 

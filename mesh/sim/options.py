@@ -73,6 +73,8 @@ class Options:
     """The share of runs that end by no fault of the task."""
     cancels: float
     resubmits: float
+    copied: float
+    """The share of tasks that are to be run by several nodes at once."""
 
     @property
     def is_short_of_credit(self) -> bool:
@@ -135,6 +137,7 @@ def draw(seed: int) -> Options:
         mute=0.0,
         drains=0.0,
         moves=0.0,
+        copied=0.0,
         ambushes=_maybe(rng, 0.3, 0.02),
         snares=_maybe(rng, 0.4, 0.1),
     )
@@ -154,6 +157,7 @@ def draw(seed: int) -> Options:
         moves=_maybe(motion, 0.6, 4.0),
         policy=evolve(options.policy, save_at_least_ms=motion.choice((2_000, 10_000, 60_000))),
     )
+    options = _with_copies(options, stream(seed, "copies"))
     return calm(options) if rng.random() < 0.05 else options
 
 
@@ -200,6 +204,14 @@ def _with_credit(policy: Policy, rng: Random) -> Policy:
     if rng.random() < 0.3:
         policy = evolve(policy, credit_line=int(10 ** rng.uniform(3.0, 5.0)))
     return policy
+
+
+def _with_copies(options: Options, rng: Random) -> Options:
+    """Some seeds have them; then half the time ended tasks are forgotten soon, not so copies."""
+    copied = _maybe(rng, 0.3, 0.7)
+    if not copied or rng.random() < 0.5:
+        return evolve(options, copied=copied)
+    return evolve(options, copied=copied, policy=evolve(options.policy, tasks_ended_max=1))
 
 
 def _draw_nodes(rng: Random) -> int:

@@ -8,8 +8,8 @@ from ledger.model import Entry
 from ledger.state import Accounts
 from mesh.kernel import Kernel
 from mesh.market.bidding import Shop
+from mesh.market.copies import recent
 from mesh.market.credit import read_books
-from mesh.market.order import TaskRecord
 from mesh.market.own_chain import read_past
 from mesh.market.policy import Policy
 from mesh.sansio import Identity
@@ -40,16 +40,9 @@ def restore(
         past=read_past(identity.peer, NET, entries),
         books=read_books(identity.peer, Accounts(NET), [*entries, *others]),
         is_confirmed=is_new,
-        records=_recent(list(contents.records.values()), policy),
+        records=recent(list(contents.records.values()), policy.tasks_ended_max),
         tenancies=tuple(contents.tenancies.values()),
         epoch=epoch,
         epoch_ms=epoch_ms,
         shop=shop,
     )
-
-
-def _recent(records: list[TaskRecord], policy: Policy) -> tuple[TaskRecord, ...]:
-    """All open tasks, and as many ended ones as are kept in memory."""
-    ended = [record for record in records if record.state.is_final]
-    forgotten = {record.order.task for record in ended[: -policy.tasks_ended_max]}
-    return tuple(record for record in records if record.order.task not in forgotten)

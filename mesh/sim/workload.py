@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from hashlib import sha256
 from random import Random
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from mesh.ids import RAW, Cid, PeerId, TaskId, cid_of, task_id
 from mesh.market.bidding import Shop, bill
-from mesh.market.order import Order
+from mesh.market.copies import copies_of
+from mesh.market.order import Group, Order
 from mesh.messages import Result, Work
 from mesh.resources.capacity import Capacity
-from mesh.sim.options import Options
+from mesh.sim.options import Options, stream
 from mesh.sim.trace import JOBS
 
 MIB = 1 << 20
@@ -51,7 +52,7 @@ class Plan:
     def result(self, run_ms: int, burnt_before: int = 0) -> Result:
         """What a run to the end leaves, wherever it ran, and whoever began it."""
         is_stopped = self.burn > self.order.work.fuel
-        task = self.order.task
+        task = self.order.group.first if self.order.group else self.order.task
         return Result(
             status="out-of-fuel" if is_stopped else "exited",
             exit_code=0 if is_stopped else self.exit_code,
@@ -62,6 +63,10 @@ class Plan:
             stdout=_cid("stdout", task),
             stderr=_cid("stderr", task),
         )
+
+    def copies(self) -> tuple[Plan, ...]:
+        """Itself as each of its copies; they do and leave the same."""
+        return tuple(evolve(self, order=order) for order in copies_of(self.order))
 
 
 @frozen
@@ -105,6 +110,18 @@ def draw_plans(options: Options, peers: Sequence[PeerId], rng: Random) -> list[P
         plans.append(_plan(at, buyer, peers[buyer], number, size, rng))
         at = min(at + size.gap_s, rng.uniform(0.5, 1.0) * options.chaos_s)
     return plans
+
+
+def draw_copies(plan: Plan, options: Options) -> Plan:
+    """The same task, or several copies of it, now and then more than there are sellers."""
+    task = plan.order.task
+    rng = stream(options.seed, "copies", task.hex())
+    if rng.random() >= options.copied:
+        return plan
+    count = rng.choice((2, 2, 3, 4))
+    order, group = plan.order, Group(task, count)
+    whole = evolve(order, max_price=order.max_price * count, fee=order.fee * count, group=group)
+    return evolve(plan, order=whole)
 
 
 def draw_modest_plans(

@@ -47,7 +47,7 @@ from mesh.sim.liar import Liar
 from mesh.sim.network import Network
 from mesh.sim.node import Node
 from mesh.sim.options import Options, stream
-from mesh.sim.workload import Plan, draw_modest_plans, draw_plans, draw_shop
+from mesh.sim.workload import Plan, draw_copies, draw_modest_plans, draw_plans, draw_shop
 
 _CENSUS_S = 5.0
 _MODEST_TASKS = 2
@@ -252,7 +252,8 @@ class World:
         rng = stream(options.seed, "workload")
         for node in self.nodes:
             self.schedule(rng.uniform(0.0, 3.0), node.start)
-        for plan in draw_plans(options, [node.peer for node in self.nodes], rng):
+        for drawn in draw_plans(options, [node.peer for node in self.nodes], rng):
+            plan = draw_copies(drawn, options)
             self._plan(plan)
             self._move_at_times(plan)
             if rng.random() < options.resubmits:
@@ -266,7 +267,7 @@ class World:
         self.schedule(_CENSUS_S, self._take_census)
 
     def _plan(self, plan: Plan) -> None:
-        self.plans[plan.order.task] = plan
+        self.plans.update((copy.order.task, copy) for copy in plan.copies())
         self._submit_at(plan.at, plan)
 
     def _move_at_times(self, plan: Plan) -> None:

@@ -15,6 +15,7 @@ from typing import TypeAlias, TypeVar, assert_never
 from mesh import codec
 from mesh.errors import Corruption, PeerError, Unavailable
 from mesh.ids import TaskId
+from mesh.market.copies import awaited
 from mesh.market.order import TaskRecord
 from mesh.sansio import ForgetTenancy, PersistTask, PersistTenancy
 
@@ -66,14 +67,19 @@ class Journal:
             return int(value)
 
     def tasks(self, ended_max: int) -> list[TaskRecord]:
-        """All open tasks, and the newest *ended_max* of the ended ones, oldest first."""
+        """All open tasks, with the ended copies of them, and the newest *ended_max* of the ended
+        ones, oldest first."""
         rows = self._read(
             "SELECT record, at FROM task WHERE NOT is_final UNION ALL SELECT * FROM"
             " (SELECT record, at FROM task WHERE is_final ORDER BY at DESC LIMIT ?)"
             " ORDER BY at",
             ended_max,
         )
-        return [_load(TaskRecord, data) for data, _ in rows]
+        records = [_load(TaskRecord, data) for data, _ in rows]
+        known = {record.order.task for record in records}
+        copies = awaited([record for record in records if not record.state.is_final])
+        older = [self.task(task) for task in copies if task not in known]
+        return [*(record for record in older if record), *records]
 
     def task(self, task: TaskId) -> TaskRecord | None:
         """A task of any age."""

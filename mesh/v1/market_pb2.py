@@ -26,7 +26,7 @@ from mesh.v1 import notice_pb2 as mesh_dot_v1_dot_notice__pb2
 from mesh.v1 import order_pb2 as mesh_dot_v1_dot_order__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/market.proto\x12\x07mesh.v1\x1a\x14mesh/v1/notice.proto\x1a\x13mesh/v1/order.proto\"\xc3\x03\n\x10MarketBidRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06module\x18\x03 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x04 \x03(\t\x12/\n\x03\x65nv\x18\x05 \x03(\x0b\x32\".mesh.v1.MarketBidRequest.EnvEntry\x12\x35\n\x06inputs\x18\x06 \x03(\x0b\x32%.mesh.v1.MarketBidRequest.InputsEntry\x12\x11\n\tcpu_milli\x18\x07 \x01(\x03\x12\x0e\n\x06memory\x18\x08 \x01(\x03\x12\x0c\n\x04\x64isk\x18\t \x01(\x03\x12\x0c\n\x04\x66uel\x18\n \x01(\x03\x12\x0f\n\x07wall_ms\x18\x0b \x01(\x03\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0c \x01(\x03\x12\x11\n\tmax_price\x18\r \x01(\x03\x12\x0b\n\x03\x66\x65\x65\x18\x0e \x01(\x03\x12\x10\n\x08priority\x18\x0f \x01(\x05\x12\x10\n\x08\x66\x65\x61tures\x18\x10 \x03(\t\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"$\n\x11MarketBidResponse\x12\x0f\n\x07task_id\x18\x01 \x01(\t\",\n\x19MarketWatchAuctionRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"g\n\x1aMarketWatchAuctionResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\r.mesh.v1.TaskH\x00\x12!\n\x06notice\x18\x02 \x01(\x0b\x32\x0f.mesh.v1.NoticeH\x00\x42\x07\n\x05\x65vent2\xa1\x01\n\x06Market\x12<\n\x03\x42id\x12\x19.mesh.v1.MarketBidRequest\x1a\x1a.mesh.v1.MarketBidResponse\x12Y\n\x0cWatchAuction\x12\".mesh.v1.MarketWatchAuctionRequest\x1a#.mesh.v1.MarketWatchAuctionResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/market.proto\x12\x07mesh.v1\x1a\x14mesh/v1/notice.proto\x1a\x13mesh/v1/order.proto\"\xd7\x03\n\x10MarketBidRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06module\x18\x03 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x04 \x03(\t\x12/\n\x03\x65nv\x18\x05 \x03(\x0b\x32\".mesh.v1.MarketBidRequest.EnvEntry\x12\x35\n\x06inputs\x18\x06 \x03(\x0b\x32%.mesh.v1.MarketBidRequest.InputsEntry\x12\x11\n\tcpu_milli\x18\x07 \x01(\x03\x12\x0e\n\x06memory\x18\x08 \x01(\x03\x12\x0c\n\x04\x64isk\x18\t \x01(\x03\x12\x0c\n\x04\x66uel\x18\n \x01(\x03\x12\x0f\n\x07wall_ms\x18\x0b \x01(\x03\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0c \x01(\x03\x12\x11\n\tmax_price\x18\r \x01(\x03\x12\x0b\n\x03\x66\x65\x65\x18\x0e \x01(\x03\x12\x10\n\x08priority\x18\x0f \x01(\x05\x12\x10\n\x08\x66\x65\x61tures\x18\x10 \x03(\t\x12\x12\n\nredundancy\x18\x11 \x01(\x05\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"$\n\x11MarketBidResponse\x12\x0f\n\x07task_id\x18\x01 \x01(\t\",\n\x19MarketWatchAuctionRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"g\n\x1aMarketWatchAuctionResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\r.mesh.v1.TaskH\x00\x12!\n\x06notice\x18\x02 \x01(\x0b\x32\x0f.mesh.v1.NoticeH\x00\x42\x07\n\x05\x65vent2\xa1\x01\n\x06Market\x12<\n\x03\x42id\x12\x19.mesh.v1.MarketBidRequest\x1a\x1a.mesh.v1.MarketBidResponse\x12Y\n\x0cWatchAuction\x12\".mesh.v1.MarketWatchAuctionRequest\x1a#.mesh.v1.MarketWatchAuctionResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,17 +38,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MARKETBIDREQUEST_INPUTSENTRY']._loaded_options = None
   _globals['_MARKETBIDREQUEST_INPUTSENTRY']._serialized_options = b'8\001'
   _globals['_MARKETBIDREQUEST']._serialized_start=77
-  _globals['_MARKETBIDREQUEST']._serialized_end=528
-  _globals['_MARKETBIDREQUEST_ENVENTRY']._serialized_start=439
-  _globals['_MARKETBIDREQUEST_ENVENTRY']._serialized_end=481
-  _globals['_MARKETBIDREQUEST_INPUTSENTRY']._serialized_start=483
-  _globals['_MARKETBIDREQUEST_INPUTSENTRY']._serialized_end=528
-  _globals['_MARKETBIDRESPONSE']._serialized_start=530
-  _globals['_MARKETBIDRESPONSE']._serialized_end=566
-  _globals['_MARKETWATCHAUCTIONREQUEST']._serialized_start=568
-  _globals['_MARKETWATCHAUCTIONREQUEST']._serialized_end=612
-  _globals['_MARKETWATCHAUCTIONRESPONSE']._serialized_start=614
-  _globals['_MARKETWATCHAUCTIONRESPONSE']._serialized_end=717
-  _globals['_MARKET']._serialized_start=720
-  _globals['_MARKET']._serialized_end=881
+  _globals['_MARKETBIDREQUEST']._serialized_end=548
+  _globals['_MARKETBIDREQUEST_ENVENTRY']._serialized_start=459
+  _globals['_MARKETBIDREQUEST_ENVENTRY']._serialized_end=501
+  _globals['_MARKETBIDREQUEST_INPUTSENTRY']._serialized_start=503
+  _globals['_MARKETBIDREQUEST_INPUTSENTRY']._serialized_end=548
+  _globals['_MARKETBIDRESPONSE']._serialized_start=550
+  _globals['_MARKETBIDRESPONSE']._serialized_end=586
+  _globals['_MARKETWATCHAUCTIONREQUEST']._serialized_start=588
+  _globals['_MARKETWATCHAUCTIONREQUEST']._serialized_end=632
+  _globals['_MARKETWATCHAUCTIONRESPONSE']._serialized_start=634
+  _globals['_MARKETWATCHAUCTIONRESPONSE']._serialized_end=737
+  _globals['_MARKET']._serialized_start=740
+  _globals['_MARKET']._serialized_end=901
 # @@protoc_insertion_point(module_scope)

@@ -80,6 +80,7 @@ class MarketBidRequest(_message.Message):
     FEE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    REDUNDANCY_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.bytes
     """1 to 64 bytes of the client's choice; the task's id derives from them."""
     name: _builtins.str
@@ -103,6 +104,10 @@ class MarketBidRequest(_message.Message):
     fee: _builtins.int
     """Paid on top, on success."""
     priority: _builtins.int
+    redundancy: _builtins.int
+    """By how many different nodes it is to be run, at most 8, to compare what they come to; 0 or 1 for
+    one. max_price and fee are those of all of them together.
+    """
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -134,10 +139,11 @@ class MarketBidRequest(_message.Message):
         fee: _builtins.int = ...,
         priority: _builtins.int = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
+        redundancy: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cpu_milli", b"cpu_milli", "deadline_ms", b"deadline_ms", "disk", b"disk", "env", b"env", "features", b"features", "fee", b"fee", "fuel", b"fuel", "idempotency_key", b"idempotency_key", "inputs", b"inputs", "max_price", b"max_price", "memory", b"memory", "module", b"module", "name", b"name", "priority", b"priority", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cpu_milli", b"cpu_milli", "deadline_ms", b"deadline_ms", "disk", b"disk", "env", b"env", "features", b"features", "fee", b"fee", "fuel", b"fuel", "idempotency_key", b"idempotency_key", "inputs", b"inputs", "max_price", b"max_price", "memory", b"memory", "module", b"module", "name", b"name", "priority", b"priority", "redundancy", b"redundancy", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,6 +60,40 @@ TASK_STATE_CANCELLED: TaskState.ValueType  # 7
 """Final."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
+class _Verdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    VERDICT_OPEN: _Verdict.ValueType  # 1
+    """Some have not ended."""
+    VERDICT_AGREED: _Verdict.ValueType  # 2
+    """All of them came to the same status, exit code, output, stdout, stderr and fuel."""
+    VERDICT_DISAGREED: _Verdict.ValueType  # 3
+    """At least two differ."""
+    VERDICT_SHORT: _Verdict.ValueType  # 4
+    """Nobody differs, but not all of them came to an end that can be compared."""
+    VERDICT_FORGOTTEN: _Verdict.ValueType  # 5
+    """The node no longer has the records of all at hand: nothing is said."""
+
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
+    """What can be said of the copies of a task together."""
+
+VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+VERDICT_OPEN: Verdict.ValueType  # 1
+"""Some have not ended."""
+VERDICT_AGREED: Verdict.ValueType  # 2
+"""All of them came to the same status, exit code, output, stdout, stderr and fuel."""
+VERDICT_DISAGREED: Verdict.ValueType  # 3
+"""At least two differ."""
+VERDICT_SHORT: Verdict.ValueType  # 4
+"""Nobody differs, but not all of them came to an end that can be compared."""
+VERDICT_FORGOTTEN: Verdict.ValueType  # 5
+"""The node no longer has the records of all at hand: nothing is said."""
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
 @_typing.final
 class Work(_message.Message):
     """What an executor must know of a task to price and run it."""
@@ -227,6 +261,9 @@ class Task(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
     SAVED_FUEL_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     name: _builtins.str
@@ -258,6 +295,8 @@ class Task(_message.Message):
     """The ledger entry that settles it: the receipt. Empty before."""
     amount: _builtins.int
     """What was paid, to all executors together."""
+    group: _builtins.str
+    """Where several nodes run copies of it, the first copy: the id that its bid was answered with."""
     saved_fuel: _builtins.int
     """Burnt until the last state that we hold, by all executors together; 0 where there is none. Were its
     executor lost, it would go on from there.
@@ -275,6 +314,14 @@ class Task(_message.Message):
     @_builtins.property
     def path(self) -> _containers.RepeatedCompositeFieldContainer[Global___Move]:
         """The newest moves that took its state along, in order."""
+
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Then all copies, the first one first. Each is a task with its share of the price."""
+
+    @_builtins.property
+    def agreement(self) -> Global___Agreement:
+        """Then what they came to. Absent for a task without copies."""
 
     def __init__(
         self,
@@ -300,15 +347,103 @@ class Task(_message.Message):
         amount: _builtins.int = ...,
         result: Global___Result | None = ...,
         path: _abc.Iterable[Global___Move] | None = ...,
+        group: _builtins.str = ...,
+        copies: _abc.Iterable[_builtins.str] | None = ...,
+        agreement: Global___Agreement | None = ...,
         saved_fuel: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "result", b"result", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alloc", b"alloc", "amount", b"amount", "answers", b"answers", "deadline_ms", b"deadline_ms", "executor", b"executor", "fee", b"fee", "fence", b"fence", "fuel", b"fuel", "max_price", b"max_price", "moves", b"moves", "name", b"name", "path", b"path", "priority", b"priority", "reason", b"reason", "result", b"result", "round", b"round", "saved_fuel", b"saved_fuel", "settle", b"settle", "state", b"state", "submitted_ms", b"submitted_ms", "task_id", b"task_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "alloc", b"alloc", "amount", b"amount", "answers", b"answers", "copies", b"copies", "deadline_ms", b"deadline_ms", "executor", b"executor", "fee", b"fee", "fence", b"fence", "fuel", b"fuel", "group", b"group", "max_price", b"max_price", "moves", b"moves", "name", b"name", "path", b"path", "priority", b"priority", "reason", b"reason", "result", b"result", "round", b"round", "saved_fuel", b"saved_fuel", "settle", b"settle", "state", b"state", "submitted_ms", b"submitted_ms", "task_id", b"task_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class Agreement(_message.Message):
+    """The copies of a task, by what they came to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    MAJORITY_FIELD_NUMBER: _builtins.int
+    DISSENTERS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    PROOFS_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    verdict: Global___Verdict.ValueType
+    note: _builtins.str
+    """Why there are none, where the copies disagree and it was tried."""
+    @_builtins.property
+    def majority(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that came to the same, where they are more than half of all that came to anything."""
+
+    @_builtins.property
+    def dissenters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that came to something else; without a majority all."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that came to nothing, or not yet."""
+
+    @_builtins.property
+    def proofs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Proof]:
+        """What running the job again shows of the bills of copies that disagree, as far as that is done."""
+
+    def __init__(
+        self,
+        *,
+        verdict: Global___Verdict.ValueType = ...,
+        majority: _abc.Iterable[_builtins.str] | None = ...,
+        dissenters: _abc.Iterable[_builtins.str] | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+        proofs: _abc.Iterable[Global___Proof] | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dissenters", b"dissenters", "majority", b"majority", "missing", b"missing", "note", b"note", "proofs", b"proofs", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Agreement: _TypeAlias = Agreement  # noqa: Y015
+
+@_typing.final
+class Proof(_message.Message):
+    """A bill, and what running its job again shows of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    SETTLE_FIELD_NUMBER: _builtins.int
+    SELLER_FIELD_NUMBER: _builtins.int
+    IS_GOOD_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    settle: _builtins.str
+    """The bill, an entry of the ledger."""
+    seller: _builtins.str
+    is_good: _builtins.bool
+    """Whether it was billed as it is."""
+    detail: _builtins.str
+    """In what it differs."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        settle: _builtins.str = ...,
+        seller: _builtins.str = ...,
+        is_good: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "is_good", b"is_good", "seller", b"seller", "settle", b"settle", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Proof: _TypeAlias = Proof  # noqa: Y015
 
 @_typing.final
 class Move(_message.Message):

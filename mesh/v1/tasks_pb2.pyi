@@ -163,7 +163,9 @@ class TasksResultRequest(_message.Message):
     WAIT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     wait: _builtins.bool
-    """Wait for its end; otherwise a task that is not over is FAILED_PRECONDITION."""
+    """Wait for its end, and for that of its copies where it is the first of several; otherwise a task
+    that is not over is FAILED_PRECONDITION.
+    """
     def __init__(
         self,
         *,

@@ -97,7 +97,7 @@ class TasksServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Cancelling an ended task changes nothing.
+        """Cancelling an ended task changes nothing; cancelling the first of several copies cancels all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

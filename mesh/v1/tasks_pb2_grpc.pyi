@@ -40,7 +40,7 @@ class TasksStub:
     Result: _grpc.UnaryUnaryMultiCallable[_tasks_pb2.TasksResultRequest, _tasks_pb2.TasksResultResponse]
     """The record of an ended task."""
     Cancel: _grpc.UnaryUnaryMultiCallable[_tasks_pb2.TasksCancelRequest, _tasks_pb2.TasksCancelResponse]
-    """Cancelling an ended task changes nothing."""
+    """Cancelling an ended task changes nothing; cancelling the first of several copies cancels all."""
     Migrate: _grpc.UnaryUnaryMultiCallable[_tasks_pb2.TasksMigrateRequest, _tasks_pb2.TasksMigrateResponse]
     """Ask for a running task to go on at another node. It is answered before it has moved; a task that
     does not run is FAILED_PRECONDITION.
@@ -58,7 +58,7 @@ class TasksAsyncStub(TasksStub):
     Result: _aio.UnaryUnaryMultiCallable[_tasks_pb2.TasksResultRequest, _tasks_pb2.TasksResultResponse]  # type: ignore[assignment]
     """The record of an ended task."""
     Cancel: _aio.UnaryUnaryMultiCallable[_tasks_pb2.TasksCancelRequest, _tasks_pb2.TasksCancelResponse]  # type: ignore[assignment]
-    """Cancelling an ended task changes nothing."""
+    """Cancelling an ended task changes nothing; cancelling the first of several copies cancels all."""
     Migrate: _aio.UnaryUnaryMultiCallable[_tasks_pb2.TasksMigrateRequest, _tasks_pb2.TasksMigrateResponse]  # type: ignore[assignment]
     """Ask for a running task to go on at another node. It is answered before it has moved; a task that
     does not run is FAILED_PRECONDITION.
@@ -103,7 +103,7 @@ class TasksServicer(metaclass=_abc_1.ABCMeta):
         request: _tasks_pb2.TasksCancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tasks_pb2.TasksCancelResponse, _abc.Awaitable[_tasks_pb2.TasksCancelResponse]]:
-        """Cancelling an ended task changes nothing."""
+        """Cancelling an ended task changes nothing; cancelling the first of several copies cancels all."""
 
     @_abc_1.abstractmethod
     def Migrate(

@@ -19,7 +19,7 @@ OFTEN = {"MESH_MARKET__LEASE_TTL_S": "3"}
 LIMITS = Limits(
     memory=256 << 20, disk=16 << 20, fuel=10**12, max_price=10**9, deadline_ms=3_600_000
 )
-PROGRAMS = {"c": (MANDELBROT, ["1600", "1400"]), "rust": (COLLATZ, ["1500000"])}
+PROGRAMS = {"c": (MANDELBROT, ["1600", "1400"]), "rust": (COLLATZ, ["15000000"])}
 """Half a minute or so each, on an idle core."""
 
 
@@ -116,6 +116,23 @@ def test_a_drained_node_is_empty_and_its_task_goes_on_elsewhere(mesh: Mesh) -> N
     assert len(record.path) == 2, "nothing of it was lost"
     assert first.command("activate").returncode == 0
     eventually(lambda: first.client.status().free.slots > 0, "it sells again")
+
+
+@pytest.mark.slow
+def test_an_executor_that_leaves_takes_its_task_out_alive(mesh: Mesh) -> None:
+    """Nothing that it did is lost, and its buyer waits for no lease to end."""
+    buyer, *_ = mesh.start(3, buyers=1, MESH_MARKET__LEASE_TTL_S="600")
+    mesh.meet()
+    task = submit(buyer, "c")
+    executor = mesh.executor_of(buyer, task)
+    assert executor.leave() == 0
+    assert "Traceback" not in executor.member.tail()
+    record = buyer.client.task(task).result(PATIENCE_S)
+    assert [step.source for step in record.path] == [executor.peer]
+    assert record.path[0].fuel > 0
+    assert kinds_of(buyer.client.receipts(task)) == [
+        (kind, fence) for fence in (1, record.fence) for kind in ("alloc", "settle")
+    ]
 
 
 @pytest.mark.slow

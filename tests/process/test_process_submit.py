@@ -46,6 +46,17 @@ def test_a_task_that_does_its_work_is_exit_code_0(buyer: Node) -> None:
     assert "following t-" in done.stderr
 
 
+def test_two_nodes_that_run_one_task_agree(buyer: Node) -> None:
+    done = buyer.command("submit", "--json", "--redundancy", "2", *SMALL, "--", MODULE, "exit", "0")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["agreement"]["verdict"] == "agreed"
+    copies = [json.loads(buyer.command("inspect", "--json", id_).stdout) for id_ in facts["copies"]]
+    assert len({copy["executor"] for copy in copies}) == 2
+    assert len({copy["work"]["job"] for copy in copies}) == 1
+    assert len({(copy["fuel"], copy["result"]["output"]) for copy in copies}) == 1
+
+
 MISDEEDS = {
     "exit 7": "exit code 7",
     "loop": "burnt all of",

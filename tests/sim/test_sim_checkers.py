@@ -13,10 +13,11 @@ from ledger import chain
 from ledger.chain import Head
 from ledger.keys import terms_message
 from ledger.model import Entry
-from mesh.ids import EntryId, PeerId, TaskId
-from mesh.market.order import State, TaskRecord
+from mesh.ids import RAW, EntryId, PeerId, TaskId, cid_of
+from mesh.market.copies import copies_of
+from mesh.market.order import Group, Order, State, TaskRecord
 from mesh.market.terms import alloc_terms, void_terms
-from mesh.messages import Ask, Award, Offer, Settled
+from mesh.messages import Ask, Award, Move, Offer, Settled
 from mesh.notices import Hosted, OfferHeard
 from mesh.resources.capacity import NOTHING, Capacity
 from mesh.sansio import AppendEntry, PersistTask, PersistTenancy, Run
@@ -28,6 +29,7 @@ from mesh.sim.options import Options, calm, draw
 from mesh.sim.restart import NET
 from mesh.sim.workload import Plan, draw_plans, draw_shop
 
+STATE = cid_of(RAW, b"state")
 OPTIONS = evolve(calm(draw(0)), nodes=3)
 
 
@@ -73,7 +75,8 @@ class Scene:
         node.facts = self.facts[index]
         node.disk = Disk(lambda write: self.checkers.saw_durable(node, write))
         node.handled, node.quiet_since = 0, 0.0
-        node.is_catching_up = False
+        node.is_catching_up = node.is_drained = False
+        node._lost = []
         node.is_on = True
         self.checkers.watch(node)
         return cast(Node, node)
@@ -250,6 +253,24 @@ def test_a_result_that_no_run_left_breaks_s10() -> None:
         result=plan.result(17),
     )
     breaks("S10", lambda: scene.record(record))
+
+
+def test_two_copies_with_one_executor_break_s11() -> None:
+    scene = Scene()
+    plan = scene.plans[0]
+    order, seller = plan.order, scene.nodes[(plan.buyer + 1) % 3].peer
+    one, two, three = copies_of(evolve(order, group=Group(order.task, 3)))
+    disk = scene.nodes[plan.buyer].disk
+
+    def keep(copy: Order, **changes: Any) -> None:
+        disk.write(PersistTask(TaskRecord(copy, State.RUNNING, 0, **changes)))
+        disk.sync()
+
+    keep(one, executor=scene.nodes[plan.buyer].peer, path=(Move(1, seller, STATE),))
+    keep(three)
+    keep(two, executor=scene.nodes[(plan.buyer + 2) % 3].peer)
+    breaks("S11", lambda: keep(three, executor=seller))
+    breaks("S11", lambda: keep(two, path=(Move(1, seller, STATE),)))
 
 
 def _wait_for(scene: Scene, record: TaskRecord, seconds: float) -> None:

@@ -24,6 +24,7 @@ from mesh import codec
 from mesh.ids import RAW, Cid, EntryId, PeerId, TaskId, cid_of, task_id
 from mesh.kernel import Kernel
 from mesh.market.bidding import Shop
+from mesh.market.copies import recent
 from mesh.market.credit import read_books
 from mesh.market.order import Order, TaskRecord
 from mesh.market.own_chain import read_past
@@ -217,11 +218,7 @@ class Player:
 
     def _recent(self) -> tuple[TaskRecord, ...]:
         """What a journal would give back: all open tasks, and so many of the ended ones."""
-        ended = [record for record in self.records.values() if record.state.is_final]
-        forgotten = {record.order.task for record in ended[: -self.policy.tasks_ended_max]}
-        return tuple(
-            record for record in self.records.values() if record.order.task not in forgotten
-        )
+        return recent(list(self.records.values()), self.policy.tasks_ended_max)
 
     def told(self, event: Event, now: float | None = None) -> list[Action]:
         """What the kernel does about *event*; writes are on disk when this returns."""

@@ -11,6 +11,7 @@ import trio
 from mesh.api.door import (
     AuditRequest,
     BidRequest,
+    Comparison,
     Finding,
     ForkView,
     Form,
@@ -22,11 +23,13 @@ from mesh.api.door import (
     Numbered,
     PeerView,
     Piece,
+    Proof,
     ReceiptView,
 )
 from mesh.errors import Exhausted, NotFound, Refused
 from mesh.ids import RAW, Cid, EntryId, PeerId, TaskId, cid_of, format_cid, format_task, task_id
-from mesh.market.order import Answer, Order, State, TaskRecord
+from mesh.market.agreement import compare
+from mesh.market.order import Answer, Group, Order, State, TaskRecord
 from mesh.messages import Offer, Work
 from mesh.notices import Moved, Notice
 from mesh.resources.capacity import Capacity
@@ -223,6 +226,10 @@ class MemoryDoor:
 
     def tasks(self) -> Sequence[TaskRecord]:
         return list(self.records.values())
+
+    def comparison(self, group: Group) -> Comparison:
+        proof = Proof(group.members[1], ENTRY, OTHER, False, "differs in fuel")
+        return Comparison(compare(group, self.records), (proof,))
 
     async def cancel(self, task: TaskId) -> None:
         if not self.task(task).state.is_final:

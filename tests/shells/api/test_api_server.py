@@ -44,7 +44,7 @@ from mesh.ids import (
     format_task,
     task_id,
 )
-from mesh.market.order import State
+from mesh.market.order import Group, State
 from mesh.notices import Answered, Asked, Awarded, OfferAged
 from mesh.runtime.rewrite import Policy
 from mesh.v1 import (
@@ -182,6 +182,30 @@ async def test_a_result_is_waited_for_or_refused() -> None:
         request.wait = True
         task = (await client.ask(client.tasks.Result, request)).task
         assert (task.state, task.reason) == (order_pb2.TASK_STATE_DONE, "it ended")
+
+
+async def test_the_first_of_several_copies_is_waited_for_with_all_of_them() -> None:
+    door = MemoryDoor()
+    group = Group(TASK, 3)
+    for copy in group.members[:2]:  # the third is forgotten
+        door.records[copy] = evolve(record(copy), order=evolve(record(copy).order, group=group))
+    async with serving(door) as (client, _), trio.open_nursery() as nursery:
+        request = tasks_pb2.TasksResultRequest(task_id=format_task(TASK), wait=True)
+        order = []
+
+        async def live() -> None:
+            for copy in group.members[:2]:
+                await door.until_followed(1)
+                order.append(copy)
+                door.finish(copy)
+
+        nursery.start_soon(live)
+        task = (await client.ask(client.tasks.Result, request)).task
+    assert order == list(group.members[:2])
+    assert task.group == task.task_id == format_task(TASK)
+    assert task.copies == [format_task(copy) for copy in group.members]
+    assert task.agreement.verdict == order_pb2.VERDICT_FORGOTTEN
+    assert task.agreement.proofs[0].detail == "differs in fuel"
 
 
 async def test_cancelling_a_task_ends_it() -> None:

@@ -1,6 +1,7 @@
 """A node in memory: a whole implementation of the door, whose tasks do as their module says.
 
-The first word of a module's bytes decides: `ok`, `fail`, `nobody`, `wait`, `refuse`, `full`.
+The first word of a module's bytes decides: `ok`, `fail`, `nobody`, `wait`, `refuse`, `full`; of
+several copies, `dissent` and `short` are as good as `ok` but for the second.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mesh import ids
 from mesh.api.door import (
     AuditRequest,
     BidRequest,
+    Comparison,
     Finding,
     ForkView,
     Form,
@@ -26,11 +28,14 @@ from mesh.api.door import (
     Numbered,
     PeerView,
     Piece,
+    Proof,
     ReceiptView,
 )
 from mesh.errors import Exhausted, NotFound, Refused
 from mesh.ids import RAW, Cid, EntryId, PeerId, TaskId, cid_of
-from mesh.market.order import Answer, Order, State, TaskRecord
+from mesh.market.agreement import compare
+from mesh.market.copies import copies_of
+from mesh.market.order import Answer, Group, Order, State, TaskRecord
 from mesh.messages import Offer, Result, Work
 from mesh.notices import Answered, Asked, Awarded, Moved, Notice, Progressed
 from mesh.resources.capacity import Capacity
@@ -107,16 +112,29 @@ class MemoryDoor:
             priority=request.priority,
             deadline_ms=request.deadline_ms,
         )
+        group = Group(task, request.redundancy) if request.redundancy > 1 else None
         answers = (NO, evolve(NO, peer=BOB)) if does in (b"nobody", b"wait") else ()
-        self.records[task] = TaskRecord(order, State.ASKING, 1_700_000_000_000, 1, answers=answers)
+        for copy in copies_of(evolve(order, group=group)):
+            record = TaskRecord(copy, State.ASKING, 1_700_000_000_000, 1, answers=answers)
+            self.records[copy.task] = record
         return task
+
+    def comparison(self, group: Group) -> Comparison:
+        agreement = compare(group, self.records)
+        doubted = agreement.dissenters
+        return Comparison(
+            agreement,
+            tuple(Proof(task, SETTLE, BOB, False, "differs in fuel") for task in doubted),
+        )
 
     def _ending(self, record: TaskRecord) -> tuple[tuple[Notice, ...], TaskRecord]:
         """The rest of a task's story, and its final record."""
         task = record.order.task
         does = self.blocks[record.order.work.module].split()[0]
         asked = Asked(task, 1, (ANN, BOB))
-        if does == b"nobody":
+        group = record.order.group
+        is_second = group is not None and task == group.members[1]
+        if does == b"nobody" or (does == b"short" and is_second):
             moved = Moved(task, State.FAILED, 0, None, "the deadline has passed", None, None)
             final = evolve(record, state=State.FAILED, reason="the deadline has passed")
             return (asked, Answered(task, NO), moved), final
@@ -124,7 +142,8 @@ class MemoryDoor:
         out = self._folder(self.output)
         stdout = self._block(b"counted 7 words\n")
         stderr = self._block(b"one odd byte\n")
-        result = Result("exited", code, "", 12_345_678, 840, out, stdout, stderr)
+        fuel = 12_345_679 if does == b"dissent" and is_second else 12_345_678
+        result = Result("exited", code, "", fuel, 840, out, stdout, stderr)
         won = (evolve(LOW, verdict="won"), evolve(HIGH, verdict="dearer by 10000 µcr"))
         final = evolve(
             record,

@@ -29,10 +29,11 @@ from mesh.api.door import AuditRequest, Finding
 from mesh.auditor import Auditor
 from mesh.errors import Exhausted
 from mesh.ids import NET, EntryId, PeerId, TaskId
+from mesh.market.agreement import WALL_LIMIT
 from mesh.market.terms import CANCELLED_EXIT
 from mesh.messages import Result, Work
 from mesh.publishing import Publishing
-from mesh.rerun import WALL_LIMIT, Rerunner
+from mesh.rerun import Rerunner
 from mesh.runtime.manifest import exit_status
 from mesh.storage.blocks import MemoryBlocks
 

@@ -14,7 +14,7 @@ from attrs import evolve
 from ledger_bundles import forked, history
 from ledger_deals import ALICE, BOB, CAROL, DAVE, NET, Chain, Party
 from nacl.signing import SigningKey
-from test_node_desk import KEY, open_desk
+from node_desks import KEY, open_desk
 
 from ledger.audit import findings
 from ledger.bundle import read

@@ -14,7 +14,8 @@ from market_players import RESULT, order
 
 from mesh.errors import Corruption, Unavailable
 from mesh.ids import PeerId, TaskId, task_id
-from mesh.market.order import State, TaskRecord
+from mesh.market.copies import copies_of
+from mesh.market.order import Group, State, TaskRecord
 from mesh.sansio import ForgetTenancy, PersistTask, PersistTenancy
 from mesh.storage.journal import VERSION, open_journal
 
@@ -72,6 +73,19 @@ def test_all_open_tasks_come_back_and_the_newest_of_the_ended(path: Path) -> Non
         assert [each for each in tasks if each.state.is_final] == ended[-4:]
         assert [each.submitted_ms for each in tasks] == sorted(each.submitted_ms for each in tasks)
         assert journal.task(ended[0].order.task) == ended[0], "the others are still on disk"
+
+
+def test_an_open_task_comes_back_with_its_copies_that_have_ended(path: Path) -> None:
+    """Whoever ran those is not to run this one: an old journal row counts."""
+    one, two, three = copies_of(order(BUYER, group=Group(order(BUYER).task, 3)))
+    ended = [TaskRecord(copy, State.DONE, submitted_ms=1) for copy in (one, two)]
+    open_ = TaskRecord(three, State.WAITING, submitted_ms=1)
+    newer = [record(bytes([n]), at=n + 2, state=State.FAILED) for n in range(3)]
+    with open_journal(path) as journal:
+        journal.commit([PersistTask(each) for each in (*ended, open_, *newer)])
+        assert journal.tasks(1) == [*ended, open_, newer[-1]]
+        journal.commit([PersistTask(evolve(open_, state=State.DONE))])
+        assert journal.tasks(1) == [newer[-1]]
 
 
 def test_every_start_has_a_number_of_its_own(path: Path) -> None:

@@ -112,7 +112,7 @@ MUTATIONS = (
         "            self._send_award(winner, sale.award),",
         "            *signed,\n            self._send_award(winner, sale.award),",
         ("S1", "S10", "crash", "honest"),
-        8,
+        82,
     ),
     Mutation(
         "a receipt is sent before it is durable",
@@ -161,7 +161,7 @@ MUTATIONS = (
         "        if slicing.is_spent(tenancy, self._policy) and not tenancy.is_unsigned:",
         "        if False:",
         ("S9",),
-        9,
+        53,
     ),
     Mutation(
         "a slice is signed for again and again",
@@ -233,7 +233,7 @@ MUTATIONS = (
         "mesh.market.order",
         "    move = Move(burnt_before(record) + result.fuel, last.executor, result.output)",
         "    move = Move(result.fuel, last.executor, result.output)",
-        ("S10", "L1"),
+        ("S10", "L1", "honest"),
         0,
     ),
     Mutation(
@@ -243,6 +243,22 @@ MUTATIONS = (
         "        self._tenancies.close(is_closed=False)",
         ("drained",),
         43,
+    ),
+    Mutation(
+        "one node runs several copies of a task",
+        "mesh.market.copies",
+        "    if order.group is None:",
+        "    if True:",
+        ("S11",),
+        10,
+    ),
+    Mutation(
+        "who ran a copy that has ended is forgotten while another is open",
+        "mesh.market.copies",
+        "    return dict.fromkeys(task for group in groups if group for task in group.members)",
+        "    return {}",
+        ("S11",),
+        19,
     ),
 )
 

@@ -12,8 +12,10 @@ from google.protobuf.message import Message
 
 from mesh import ids
 from mesh.api import convert
+from mesh.api.copies import copies
 from mesh.api.door import (
     AuditRequest,
+    Comparison,
     Finding,
     ForkView,
     Form,
@@ -31,7 +33,7 @@ from mesh.ids import RAW, Cid, EntryId, PeerId, TaskId, cid_of
 from mesh.market.order import State, TaskRecord
 from mesh.messages import Offer
 from mesh.notices import Notice
-from mesh.v1 import ledger_pb2, market_pb2
+from mesh.v1 import ledger_pb2, market_pb2, order_pb2
 
 SAMPLES: dict[object, object] = {
     int: 7,
@@ -89,10 +91,18 @@ def test_every_notice_is_told_whole(kind: type) -> None:
     assert unset(notice) == []
 
 
+def told_of_copies(record: TaskRecord) -> order_pb2.Task:
+    """A record as it is shown where it has copies."""
+    assert record.order.group is not None
+    shown = convert.task(record)
+    shown.MergeFrom(copies(record.order.group, sample(Comparison)))
+    return shown
+
+
 @pytest.mark.parametrize(
     ("show", "kind"),
     [
-        (convert.task, TaskRecord),
+        (told_of_copies, TaskRecord),
         (convert.status, NodeView),
         (convert.peer, PeerView),
         (convert.receipt, ReceiptView),
@@ -154,6 +164,10 @@ def bid(**changes: Any) -> market_pb2.MarketBidRequest:
     return market_pb2.MarketBidRequest(**(fields | changes))
 
 
+def test_no_redundancy_is_a_redundancy_of_one() -> None:
+    assert [convert.read_bid(bid(redundancy=count)).redundancy for count in (0, 1, 8)] == [1, 1, 8]
+
+
 def test_a_bid_is_read_in_an_order_of_its_own() -> None:
     module = ids.format_cid(cid_of(RAW, b"m"))
     request = convert.read_bid(bid(env={"b": "2", "a": "1"}, inputs={"y": module, "x": module}))
@@ -170,6 +184,8 @@ def test_a_bid_is_read_in_an_order_of_its_own() -> None:
         ({"module": "QmSomething"}, "module"),
         ({"inputs": {"a": "?"}}, "inputs['a']"),
         ({"cpu_milli": 0}, "cpu_milli"),
+        ({"redundancy": -1}, "redundancy"),
+        ({"redundancy": 9}, "redundancy"),
         ({"memory": -1}, "memory"),
         ({"disk": -1}, "disk"),
         ({"fuel": 0}, "fuel"),

@@ -149,6 +149,30 @@ def test_the_bill_of_a_moved_task_is_exact_and_its_receipt_tells_the_moves(hall:
     assert (hall.record.fuel, hall.record.amount) == (7 * G, 3_000 + 4_000 + 100)
 
 
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_what_earlier_executors_were_paid_is_not_forgotten_when_the_end_must_be_paid_again(
+    hall: Hall, restarts: int
+) -> None:
+    (asked, *_) = some(given_back(hall), Ask)
+    second = hall.sellers[1]
+    for seller in hall.sellers[1:]:
+        actions = hall.bids(seller, asked, 5.2)
+    award = one(actions, Award)
+    done = second.done(award, evolve(RESULT, fuel=4 * G))
+    hall.got(second, Accepted(hall.task, 2), 5.3)
+    hall.got(second, done, 9.0)
+    hall.buyer.told(Collected(hall.task, 2, RESULT.output, ""), 9.1)
+    hall.buyer.lose_entries(after=3)  # the record was written, the last payment was not
+    for boot in range(restarts):
+        hall.buyer.boot()
+        hall.buyer.told(Started(), 20.0 + boot)
+    assert (hall.record.state, hall.record.amount) == (State.DONE, 3_000)
+    one(hall.got(second, done, 30.0), Settled)
+    hall.buyer.boot()
+    assert hall.record.amount == 3_000 + 4_000 + 100
+    assert hall.kinds == [Kind.ALLOC, Kind.SETTLE, Kind.ALLOC, Kind.SETTLE]
+
+
 def test_what_cannot_be_collected_is_not_moved(hall: Hall) -> None:
     award = hall.running()
     hall.got(hall.sellers[0], hall.sellers[0].given_back(award, G), 5.0)
@@ -258,6 +282,27 @@ def test_a_bill_of_a_state_that_a_crash_kept_from_the_chain_is_paid_at_the_next_
     assert Entry.decode(one(actions, Settled).entry).content.deal.fuel == 3 * G
     assert hall.kinds == [Kind.ALLOC, Kind.SETTLE]
     assert not hall.record.state.is_final, "one part was paid; the task goes on"
+
+
+def test_what_all_parts_came_to_is_known_after_a_crash_before_the_last_payment(
+    hall: Hall,
+) -> None:
+    (asked, *_) = some(given_back(hall), Ask)
+    second = hall.sellers[1]
+    hall.bids(second, asked, 5.2)
+    award = one(hall.bids(hall.sellers[2], asked, 5.2, price=1_500), Award)
+    hall.got(second, Accepted(hall.task, 2), 5.3)
+    done = second.done(award, evolve(RESULT, fuel=4 * G))
+    hall.got(second, done, 9.0)
+    hall.buyer.told(Collected(hall.task, 2, RESULT.output, ""), 9.1)
+    player = hall.buyer
+    player.entries.pop()
+    player._head = read_past(player.peer, NET, player.entries).head
+    player.boot()
+    player.told(Started(), 10.0)
+    assert (hall.record.amount, hall.record.settle) == (3_000, None)
+    hall.got(second, done, 11.0)
+    assert hall.record.amount == 3_000 + 4_000 + 100
 
 
 def test_a_task_cancelled_after_a_move_has_cost_what_was_burnt(hall: Hall) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from attrs import evolve
 from ledger_deals import ALICE, BOB, NET, Chain
 from market_players import NET as HALL_NET
-from market_players import RESULT, Hall, one, some
+from market_players import POLICY, RESULT, Hall, one, some
 
 from ledger import chain as chains
 from ledger.chain import Head
@@ -21,6 +21,7 @@ from mesh.messages import Ask, Settled
 from mesh.sansio import AppendEntry, ChainConfirmed, Collected, LineSet, Send, Started, Submitted
 
 US = PeerId(ALICE.key)
+LEASE_S = (POLICY.ttl_ms + POLICY.margin_ms) / 1000
 
 
 def own(chain: list[Entry], **changes: object) -> OwnChain:
@@ -108,6 +109,38 @@ def test_nothing_is_asked_or_awarded_before_the_chain_is_confirmed() -> None:
     assert (hall.record.state, hall.record.reason) == (State.WAITING, UNCONFIRMED)
     assert some(hall.buyer.told(ChainConfirmed(()), 2.0), Ask), "at once, not in a minute"
     assert hall.buyer.told(ChainConfirmed(()), 3.0) == [], "once"
+
+
+def test_a_lease_does_not_end_while_what_became_of_it_cannot_be_heard() -> None:
+    """Nothing can be awarded yet, so waiting costs nothing: a finished run would be thrown away."""
+    hall = Hall()
+    award = hall.running()
+    (seller, *_) = hall.sellers
+    lost = restored(hall, kept=1, now=1.0)
+    assert some(hall.got(seller, seller.done(award), 2.0), Send) == []
+    later = 1.0 + LEASE_S
+    hall.buyer.woken("lease", hall.task, 1, later)
+    assert hall.record.state is State.RUNNING
+    asked = [action.message for action in some(confirmed(hall, lost, later + 1.0), Send)]
+    assert asked == [award], "it may say so again only when its lease has long run out"
+    hall.buyer.woken("lease", hall.task, 1, later + LEASE_S)
+    assert hall.record.state is State.RUNNING, "from now on it has time for the answer"
+    hall.got(seller, seller.done(award), later + LEASE_S)
+    hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), later + LEASE_S)
+    assert (hall.record.state, hall.record.moves) == (State.DONE, 0)
+
+
+def test_a_winner_that_declines_after_a_restart_makes_room_for_another_at_once() -> None:
+    hall = Hall()
+    award = hall.award()
+    (seller, other, *_) = hall.sellers
+    confirmed(hall, restored(hall, kept=1, now=1.0), 2.0)
+    hall.offers(other, 2.5)
+    hall.got(seller, seller.declined(award), 3.0)
+    assert hall.record.state is State.WAITING
+    hall.buyer.woken("ask", hall.task, hall.record.round, 3.0 + POLICY.retry_pause_s(0))
+    assert hall.record.state is State.ASKING
+    assert hall.kinds == [Kind.ALLOC, Kind.VOID]
 
 
 def test_a_node_of_an_old_backup_goes_on_where_its_chain_really_ends() -> None:
