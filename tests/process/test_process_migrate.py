@@ -19,7 +19,7 @@ OFTEN = {"MESH_MARKET__LEASE_TTL_S": "3"}
 LIMITS = Limits(
     memory=256 << 20, disk=16 << 20, fuel=10**12, max_price=10**9, deadline_ms=3_600_000
 )
-PROGRAMS = {"c": (MANDELBROT, ["1600", "1400"]), "rust": (COLLATZ, ["1500000"])}
+PROGRAMS = {"c": (MANDELBROT, ["1600", "1400"]), "rust": (COLLATZ, ["15000000"])}
 """Half a minute or so each, on an idle core."""
 
 

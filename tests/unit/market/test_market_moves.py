@@ -149,6 +149,30 @@ def test_the_bill_of_a_moved_task_is_exact_and_its_receipt_tells_the_moves(hall:
     assert (hall.record.fuel, hall.record.amount) == (7 * G, 3_000 + 4_000 + 100)
 
 
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_what_earlier_executors_were_paid_is_not_forgotten_when_the_end_must_be_paid_again(
+    hall: Hall, restarts: int
+) -> None:
+    (asked, *_) = some(given_back(hall), Ask)
+    second = hall.sellers[1]
+    for seller in hall.sellers[1:]:
+        actions = hall.bids(seller, asked, 5.2)
+    award = one(actions, Award)
+    done = second.done(award, evolve(RESULT, fuel=4 * G))
+    hall.got(second, Accepted(hall.task, 2), 5.3)
+    hall.got(second, done, 9.0)
+    hall.buyer.told(Collected(hall.task, 2, RESULT.output, ""), 9.1)
+    hall.buyer.lose_entries(after=3)  # the record was written, the last payment was not
+    for boot in range(restarts):
+        hall.buyer.boot()
+        hall.buyer.told(Started(), 20.0 + boot)
+    assert (hall.record.state, hall.record.amount) == (State.DONE, 3_000)
+    one(hall.got(second, done, 30.0), Settled)
+    hall.buyer.boot()
+    assert hall.record.amount == 3_000 + 4_000 + 100
+    assert hall.kinds == [Kind.ALLOC, Kind.SETTLE, Kind.ALLOC, Kind.SETTLE]
+
+
 def test_what_cannot_be_collected_is_not_moved(hall: Hall) -> None:
     award = hall.running()
     hall.got(hall.sellers[0], hall.sellers[0].given_back(award, G), 5.0)
