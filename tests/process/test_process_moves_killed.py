@@ -145,9 +145,10 @@ CHOSEN = SCENARIOS * int(ASKED if ASKED.isdecimal() else 1) if ASKED else REPRES
 
 
 def start(mesh: Mesh, lease_s: str) -> Node:
-    """A buyer and two sellers, of whom every one has a record that a watch of it begins with."""
-    buyer, *_ = mesh.start(3, buyers=1, MESH_MARKET__LEASE_TTL_S=lease_s)
-    for node in mesh.nodes:
+    """A buyer and two sellers, of whom every one has a record that a watch of it begins with; and
+    one that they all find again, at whatever port they are."""
+    _, buyer, *sellers = mesh.start(4, buyers=2, MESH_MARKET__LEASE_TTL_S=lease_s)
+    for node in sellers:
         node.client.cancel(node.client.submit(HEAP, limits=NOWHERE).id)
     mesh.meet()
     return buyer
@@ -174,7 +175,7 @@ def begin(mesh: Mesh, buyer: Node) -> Move:
     """A task that runs, and is to be moved."""
     task = buyer.client.submit(HEAP, ARGS, limits=LIMITS).id
     source = mesh.executor_of(buyer, task)
-    (target,) = [node for node in mesh.nodes if node not in (buyer, source)]
+    (target,) = [node for node in mesh.nodes[2:] if node is not source]
     return Move(task, buyer.client.record(task).fence, buyer, source, target)
 
 
