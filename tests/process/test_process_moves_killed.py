@@ -1,7 +1,7 @@
 """kill -9 of whoever takes part in a move, in each of its phases: the bytes and fuel of an unmoved
 run, each unit of it paid once, and every account closed.
 
-Four of the scenarios run by default. MESH_MOVE_KILLS=all runs them all, a number so many times.
+Three of the scenarios run by default. MESH_MOVE_KILLS=all runs them all, a number so many times.
 """
 
 from __future__ import annotations
@@ -136,7 +136,6 @@ SCENARIOS = [
 ]
 REPRESENTATIVE = [
     Scenario("laid into blocks", "source", is_back_at_once=False),
-    Scenario("given back", "source"),
     Scenario("fetched", "target", is_back_at_once=False),
     Scenario("collected", "buyer"),
 ]
