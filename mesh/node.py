@@ -217,7 +217,7 @@ async def _serve(
             nursery=nursery,
         )
         workshop = Workshop(files.blocks, supervisor, performer.bring, files.scratch)
-        performer.workshop = workshop
+        performer.workshop, performer.room = workshop, lambda: kernel.free().memory
         counters: list[Callable[[], Mapping[str, int]]] = [replication.statistics]
         pruning = _ask_witnesses(config, files, replication, witnessing, performer, counters)
         desk = _set_up_desk(

@@ -55,6 +55,8 @@ from mesh.sansio import (
     Unmoved,
     WakeAt,
 )
+from mesh.standbys import Standbys
+from mesh.storage.blocks import Blocks
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.journal import Journal, Write
 from mesh.storage.states import state_bytes_max
@@ -98,6 +100,8 @@ class Performer:
         nursery: trio.Nursery,
     ) -> None:
         self.workshop: Workshop | None = None
+        self.room: Callable[[], int] = lambda: 0
+        """Bytes of memory that are nobody's, for tasks that may come."""
         self.tally: Counter[str] = Counter()
         self.transfers = Tally()
         self.said: Callable[[Sequence[Entry]], None] = lambda _: None
@@ -119,6 +123,7 @@ class Performer:
         self._disk = trio.CapacityLimiter(1)  # its own: no reader or peer may hold up a commit
         self.broadcast = broadcast
         self._nursery = nursery
+        self.standbys = Standbys(nursery, lambda: self._workshop, lambda: self.room())
         self._offers, self._offers_out = trio.open_memory_channel[bytes](1)
 
     async def persist(self, writes: Sequence[Durable]) -> None:
@@ -182,6 +187,7 @@ class Performer:
                 self._nursery.start_soon(self._keep_state, action)
             case DropState(task, buyer):
                 self.states_kept.discard(kept_state_pin(buyer, task))
+                self.standbys.drop(buyer, task)
                 self._nursery.start_soon(self._drop_state, kept_state_pin(buyer, task))
             case Certify():
                 self._nursery.start_soon(self._certify, action)
@@ -205,23 +211,30 @@ class Performer:
                 self.tally["offers_unsaid"] += 1
 
     async def fetch(
-        self, peer: PeerId, root: Cid, bytes_max: int, tally: Tally | None = None
+        self,
+        peer: PeerId,
+        root: Cid,
+        bytes_max: int,
+        blocks: Blocks | None = None,
+        tally: Tally | None = None,
     ) -> None:
-        """Bring a DAG from *peer* into our blocks. Raises MeshError."""
+        """Bring a DAG from *peer*, into our blocks unless others are named. Raises MeshError."""
 
         async def request(payload: bytes) -> bytes:
             return await self._network.request(peer, BLOCKS, payload, REQUEST_S)
 
         await fetch(
             root,
-            self._blocks,
+            blocks or self._blocks,
             request,
             bytes_max=bytes_max,
             blocks_max=BLOCKS_MAX,
             tally=tally or self.transfers,
         )
 
-    async def bring(self, buyer: PeerId, root: Cid, bytes_max: int) -> None:
+    async def bring(
+        self, buyer: PeerId, root: Cid, bytes_max: int, blocks: Blocks | None = None
+    ) -> None:
         """Like `fetch`, for a run that was awarded: a buyer that restarts meanwhile loses nothing.
 
         Raises MeshError.
@@ -231,7 +244,7 @@ class Performer:
             while True:
                 tally = Tally()
                 try:
-                    return await self.fetch(buyer, root, bytes_max, tally)
+                    return await self.fetch(buyer, root, bytes_max, blocks, tally)
                 except (Unavailable, PeerError):  # who is killed leaves half an answer
                     if tally.blocks:
                         until = trio.current_time() + AWAY_S
@@ -279,16 +292,12 @@ class Performer:
         def progress(fuel: int) -> None:
             self._driver.post_nowait(RunProgressed(run.task, run.fence, fuel))
 
-        with hosting.scope:
+        with hosting.scope, self.standbys.lent(run.work) as prepared:
             try:
                 result = await self._workshop.execute(
-                    run.work, run.buyer, _key(*key), progress, hosting.gate
+                    run.work, run.buyer, _key(*key), progress, hosting.gate, prepared
                 )
-                if isinstance(result, Suspension):
-                    await self._pin_state(run.task, result.state, hosted_state_pin(run.task))
-                    fuel, run_ms = result.fuel, result.run_ms
-                    await self._driver.post(Suspended(*key, result.state, fuel, run_ms))
-                else:
+                if not isinstance(result, Suspension):  # that was told when its state was safe
                     roots = (result.output, result.stdout, result.stderr)
                     await self._pin(roots, hosted_pin(run.task))
                     await self._driver.post(RunEnded(*key, result))
@@ -312,9 +321,19 @@ class Performer:
                 await self._tell_unmoved(task, fence, kept)
 
     async def _suspend(self, task: TaskId, fence: int) -> None:
-        stays = await self._workshop.supervisor.suspend(_key(task, fence))
-        if stays is not None:
-            await self._tell_unmoved(task, fence, stays)
+        hosting = self.hostings.get((task, fence))
+        if hosting is None:
+            return  # it ended, and that was told
+        end = await self._workshop.supervisor.suspend(_key(task, fence))
+        if hosting.scope.cancel_called:
+            return  # nobody wants it any more
+        match end:
+            case Suspension(state=state, fuel=fuel, run_ms=run_ms):
+                await self._pin_state(task, state, hosted_state_pin(task))
+                fuel -= hosting.before
+                await self._driver.post(Suspended(task, fence, state, fuel, run_ms))
+            case Stays():
+                await self._tell_unmoved(task, fence, end)
 
     async def _tell_unmoved(self, task: TaskId, fence: int, stays: Stays) -> None:
         """Of a run that is over, the end was told, and nothing more is."""
@@ -359,6 +378,7 @@ class Performer:
                 await self.fetch(asked.buyer, asked.state, asked.bytes_max)
             if reason in self.states_kept:
                 await trio.to_thread.run_sync(pin_alone, self._blocks, asked.state, reason)
+                await self.standbys.keep(asked)
         except Corruption:
             raise
         except MeshError:

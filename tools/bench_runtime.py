@@ -347,9 +347,9 @@ def heap_of(megabytes: int, after: int) -> Traveller:
 
 def measure_downtime(folder: Path, one: Traveller) -> float:
     """Milliseconds of one move, its state copied ahead twice."""
-    moved = trio.run(
-        partial(move, memory=one.memory, after=one.after, copies=2), one.module, one.args, folder
-    )
+    compiled = folder.with_name("compiled")
+    how = partial(move, memory=one.memory, after=one.after, copies=2, compiled=compiled)
+    moved = trio.run(how, one.module, one.args, folder)
     return moved.downtime_ms
 
 

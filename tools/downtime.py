@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import base64
+import os
 import pickle
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ from mesh.ids import RAW, Cid, PeerId, cid_of
 from mesh.messages import Move, Result, Work
 from mesh.resources.capacity import Capacity
 from mesh.runtime import manifest
-from mesh.runtime.course import Kept, Stays, Suspended
-from mesh.runtime.execution import Workshop
+from mesh.runtime.course import Kept, Suspended
+from mesh.runtime.execution import Prepared, Workshop
 from mesh.runtime.manifest import Job
 from mesh.runtime.supervisor import Supervisor, open_supervisor
+from mesh.storage.blocks import Blocks
 from mesh.storage.disk import DiskBlocks
 from mesh.storage.files import add_bytes, read_file
 from mesh.storage.transfer import Tally, fetch, serve
@@ -70,14 +73,18 @@ class Place:
 
 @asynccontextmanager
 async def open_place(
-    folder: Path, bring: Callable[[Cid, int], Awaitable[None]] | None
+    folder: Path,
+    compiled: Path,
+    bring: Callable[[Cid, int, Blocks], Awaitable[None]] | None,
 ) -> AsyncIterator[Place]:
     """A place with its files in *folder*, that gets by *bring* what it lacks."""
     (folder / "scratch").mkdir(parents=True)
+    (folder / "runtime").mkdir()
+    (folder / "runtime/compiled").symlink_to(compiled)
 
-    async def fetched(peer: PeerId, root: Cid, bytes_max: int) -> None:
+    async def fetched(peer: PeerId, root: Cid, bytes_max: int, blocks: Blocks) -> None:
         assert bring is not None
-        await bring(root, bytes_max)
+        await bring(root, bytes_max, blocks)
 
     with DiskBlocks(folder / "blocks", QUOTA) as blocks:
         async with open_supervisor(folder / "runtime", workers_max=1) as supervisor:
@@ -116,7 +123,7 @@ def _serving(blocks: DiskBlocks) -> Callable[[trio.SocketStream], Awaitable[None
 # --- the target -------------------------------------------------------------------------------
 
 
-async def be_target(folder: Path, port: int) -> None:
+async def be_target(folder: Path, compiled: Path, port: int) -> None:
     """Do what standard input says, and say on standard output that it is done."""
     idle: list[trio.SocketStream] = []
 
@@ -131,32 +138,32 @@ async def be_target(folder: Path, port: int) -> None:
 
     tally = Tally()
 
-    async def bring(root: Cid, bytes_max: int) -> None:
+    async def bring(root: Cid, bytes_max: int, blocks: Blocks) -> None:
         await fetch(root, blocks, request, bytes_max=bytes_max, blocks_max=1 << 20, tally=tally)
 
-    async with open_place(folder, bring) as place:
-        blocks = place.blocks
-        lines = trio.wrap_file(sys.stdin)
-        async for line in lines:
+    async with open_place(folder, compiled, bring) as place, AsyncExitStack() as stack:
+        ahead: Prepared | None = None
+        async for line in trio.wrap_file(sys.stdin):
             verb, work = _unpack(line)
-            if verb == "rehearse":
-                await _rehearse(place, work, tally)
+            before = tally.received
+            if verb == "go on":
+                await _go_on(place, work, tally, ahead)
+                continue
+            if ahead is None:
+                ahead = await stack.enter_async_context(_prepared(place, work))
             else:
-                await _go_on(place, work, tally)
+                await place.workshop.advance(ahead, SOURCE, work.moves[-1].state)
+            _say(tally.received - before)
 
 
-async def _rehearse(place: Place, work: Work, tally: Tally) -> None:
-    """Go on from a copy, and stop as soon as that is seen to work: then all but the rest is here,
-    the compiled module included."""
-    before = tally.received
-    with trio.CancelScope() as scope:
-        await place.workshop.execute(
-            work, SOURCE, "rehearsal", lambda fuel: scope.cancel() if fuel > 0 else None
-        )
-    _say(tally.received - before)
+def _prepared(place: Place, work: Work) -> AbstractAsyncContextManager[Prepared]:
+    state, most = work.moves[-1].state, QUOTA
+    return place.workshop.prepared(
+        SOURCE, state, "ahead", bytes_max=most, has_room=lambda job: True
+    )
 
 
-async def _go_on(place: Place, work: Work, tally: Tally) -> None:
+async def _go_on(place: Place, work: Work, tally: Tally, ahead: Prepared | None) -> None:
     began: list[float] = []
 
     def see(fuel: int) -> None:
@@ -165,7 +172,7 @@ async def _go_on(place: Place, work: Work, tally: Tally) -> None:
             _say((began[0], tally.received - before))
 
     before = tally.received
-    result = await place.workshop.execute(work, SOURCE, "moved", see)
+    result = await place.workshop.execute(work, SOURCE, "moved", see, prepared=ahead)
     assert isinstance(result, Result)
     stdout = b"".join(read_file(place.blocks, result.stdout))
     _say((result, stdout))
@@ -196,12 +203,19 @@ async def move(
     after: int,
     copies: int,
     waits: bool = False,
+    compiled: Path | None = None,
 ) -> Moved:
     """Run *module* in one process until it has burnt *after*, then move it into another.
 
-    Before it is suspended, its state is copied ahead *copies* times while it runs.
+    Before it is suspended, its state is copied ahead *copies* times while it runs, into the memory
+    of a worker that waits for the last. What is *compiled* is taken from there, and left there.
     """
-    async with open_place(folder / "source", None) as place, trio.open_nursery() as nursery:
+    compiled = compiled or folder / "compiled"
+    compiled.mkdir(parents=True, exist_ok=True)
+    async with (
+        open_place(folder / "source", compiled, None) as place,
+        trio.open_nursery() as nursery,
+    ):
         work = _work(place, module, args, memory)
         answer = _serving(place.blocks)
         listeners = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
@@ -209,9 +223,10 @@ async def move(
         target = await trio.lowlevel.open_process(
             [
                 sys.executable,
-                *(["/tmp/trace.py", "x"] if __import__("os").environ.get("TRACE") else [__file__]),
+                __file__,
                 "--target",
                 str(folder / "target"),
+                str(compiled),
                 str(port),
             ],
             stdin=subprocess.PIPE,
@@ -250,15 +265,13 @@ async def _move(
         for _ in range(copies):
             kept = await place.supervisor.checkpoint("task")
             assert isinstance(kept, Kept), kept
-            copied.append(await talk.ask("rehearse", _left(work, kept)))
+            copied.append(await talk.ask("prepare", _left(work, kept)))
         since = time.monotonic()
-        stays = await place.supervisor.suspend("task")
-        assert not isinstance(stays, Stays), stays
+        left = await place.supervisor.suspend("task")
+        assert isinstance(left, Suspended), left
         suspended = time.monotonic()
-    (left,) = ended
-    assert isinstance(left, Suspended)
-    began, moved = await talk.ask("go on", _left(work, left))
-    end = await talk.hear() if waits else None
+        began, moved = await talk.ask("go on", _left(work, left))
+        end = await talk.hear() if waits else None
     return Moved(
         (began - since) * 1000,
         tuple(copied),
@@ -318,30 +331,38 @@ def _work(place: Place, module: Path, args: tuple[str, ...], memory: int) -> Wor
 
 def main() -> None:
     if sys.argv[1:2] == ["--target"]:
-        trio.run(be_target, Path(sys.argv[2]), int(sys.argv[3]))
+        trio.run(be_target, Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("module", type=Path)
     parser.add_argument("args", nargs="*")
     parser.add_argument("--memory", type=int, default=64, help="MiB")
     parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--after", type=float, default=0.1, help="thousand million fuel")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-
-        async def run() -> Moved:
-            return await move(
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        moves = [
+            trio.run(
+                partial(
+                    move,
+                    memory=asked.memory << 20,
+                    after=int(asked.after * 1e9),
+                    copies=asked.copies,
+                    compiled=folder / "compiled",
+                ),
                 asked.module,
                 tuple(asked.args),
-                Path(folder),
-                memory=asked.memory << 20,
-                after=int(asked.after * 1e9),
-                copies=asked.copies,
+                folder / str(number),
             )
-
-        moved = trio.run(run)
-    print(f"downtime {moved.downtime_ms:.0f} ms, of it {moved.suspend_ms:.0f} until suspended;")
-    print(f"copied {moved.copied} bytes ahead, {moved.moved} while it stood still")
+            for number in range(asked.times)
+        ]
+    for moved in moves:
+        print(f"downtime {moved.downtime_ms:.0f} ms, of it {moved.suspend_ms:.0f} until suspended;")
+        print(f"copied {moved.copied} bytes ahead, {moved.moved} while it stood still")
+    middle = statistics.median(moved.downtime_ms for moved in moves)
+    print(f"median {middle:.0f} ms, load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

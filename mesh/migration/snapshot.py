@@ -15,12 +15,12 @@ formed and no more: whether it is *true*, only a re-run tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 import msgpack
 import zstandard
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from mesh.errors import PeerError
 from mesh.ids import Cid, check_cid
@@ -128,7 +128,25 @@ class Snapshot:
 
 
 Pages: TypeAlias = tuple[int, int, bytes]
-"""Number of a region, which of its pages (never none), and these one after the other."""
+"""Number of a region, which of its pages, and these one after the other."""
+
+
+@frozen
+class Shared:
+    """A block of a state that is also one of an earlier state, and where it lies in both."""
+
+    at: int
+    was_at: int
+    length: int
+
+
+@frozen
+class Laid:
+    """A state that lies in a memory, and where the frames of its regions were."""
+
+    snapshot: Snapshot
+    frames: dict[int, tuple[int, int, int]] = field(factory=dict)
+    """Region, pages and end, by where the frame begins."""
 
 
 def encode_head(snapshot: Snapshot) -> bytes:
@@ -155,8 +173,21 @@ def masked(region: bytes, mask: int) -> bytes:
 
 def decode(data: memoryview) -> tuple[Snapshot, Iterator[Pages]]:
     """The inverse. Raises PeerError, and nothing else, for any bytes; so does the iterator."""
+    laid, pages = decode_since(None, data)
+    return laid.snapshot, pages
+
+
+def decode_since(
+    before: Laid | None, data: memoryview, shared: Iterable[Shared] = ()
+) -> tuple[Laid, Iterator[Pages]]:
+    """As `decode`, of what is other than *before*; *data* has anything where they share a block.
+
+    A region of *before* that is as a fresh instance's by now comes with no pages. What is laid is
+    whole once the iterator is at its end.
+    """
     snapshot, at = _decode_head(data)
-    return snapshot, _regions(data, at, snapshot)
+    laid = Laid(snapshot)
+    return laid, _regions(data, at, laid, before, {one.at: one for one in shared})
 
 
 def decode_head(data: bytes) -> Snapshot:
@@ -167,11 +198,22 @@ def decode_head(data: bytes) -> Snapshot:
     return snapshot
 
 
-def _decode_head(data: memoryview) -> tuple[Snapshot, int]:
+def decode_start(data: memoryview) -> tuple[Cid, int]:
+    """The job of a snapshot, and where its regions begin. Raises PeerError."""
+    snapshot, at = _decode_head(data)
+    return snapshot.job, at
+
+
+def _header_in(data: memoryview) -> bytes:
     length = int.from_bytes(data[:4], "big")
     if not 0 < length <= min(HEADER_MAX, len(data) - 4):
         _reject("has no header, or one that is too long")
-    header = bytes(data[4 : 4 + length])
+    return bytes(data[4 : 4 + length])
+
+
+def _decode_head(data: memoryview) -> tuple[Snapshot, int]:
+    header = _header_in(data)
+    length = len(header)
     head, lengths = _read_header(header)
     frames, at, total = [], 4 + length, sum(lengths)
     while total:
@@ -191,12 +233,23 @@ def _decode_head(data: memoryview) -> tuple[Snapshot, int]:
     return whole, at
 
 
-def _regions(data: memoryview, at: int, snapshot: Snapshot) -> Iterator[Pages]:
-    for number, mask in snapshot.regions.items():
-        raw, at = _unpack(data, at, mask.bit_count() * PIECE)
-        yield number, mask, raw
+def _regions(
+    data: memoryview, at: int, laid: Laid, before: Laid | None, shared: Mapping[int, Shared]
+) -> Iterator[Pages]:
+    known = before.frames if before else {}
+    for number, mask in laid.snapshot.regions.items():
+        begin, same = at, shared.get(at)
+        if same and known.get(same.was_at) == (number, mask, same.was_at + same.length):
+            at += same.length
+        else:
+            raw, at = _unpack(data, at, mask.bit_count() * PIECE)
+            yield number, mask, raw
+        laid.frames[begin] = number, mask, at
     if at != len(data):
         _reject("is longer than what it holds")
+    if before is not None:
+        for number in before.snapshot.regions.keys() - laid.snapshot.regions.keys():
+            yield number, 0, b""
 
 
 def _unpack(data: memoryview, at: int, wanted: int) -> tuple[bytes, int]:

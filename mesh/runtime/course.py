@@ -18,7 +18,7 @@ from attrs import define, evolve, field, frozen
 
 from mesh.errors import Corruption, MeshError, PeerError
 from mesh.ids import RAW, Cid, cid_of
-from mesh.migration.snapshot import REGION, Snapshot, decode_head
+from mesh.migration.snapshot import REGION, Shared, Snapshot, decode_head
 from mesh.runtime.frames import IMAGE, Go, Hold, Still, Unmoved, Withdraw
 from mesh.runtime.manifest import Job, encode
 from mesh.runtime.stopwatch import Stopwatch
@@ -79,6 +79,8 @@ class Beginning:
     tmp: Path
     fuel: int
     """Burnt up to there."""
+    shared: tuple[Shared, ...] = ()
+    """What the snapshot leaves out, since the state before has it that a standby has."""
 
 
 Keep: TypeAlias = Callable[[Held], Awaitable[Cid]]
@@ -171,7 +173,7 @@ class Course:
                     await trio.to_thread.run_sync(_remove, folder)
             return state if isinstance(state, Stays) else Kept(state, held.snapshot.fuel)
 
-    async def suspend(self) -> Stays | None:
+    async def suspend(self) -> Suspended | Stays:
         """Take it out at its next check: then it ends as `suspended`, once its state is safe."""
         async with self._turn, self._holding() as held:
             if isinstance(held, Stays):
@@ -184,7 +186,7 @@ class Course:
                 return state
             run_ms = round(self.watch.elapsed * 1000)
             self.suspended = Suspended(state, held.snapshot.fuel, run_ms)
-            return None
+            return self.suspended
 
     def close(self) -> None:
         """It has ended: whoever waits for it to stand still waits no longer."""

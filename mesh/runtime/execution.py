@@ -7,11 +7,12 @@ everything it leaves becomes such blocks; so that whoever has the blocks can run
 from __future__ import annotations
 
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
-from attrs import evolve, frozen
+from attrs import define, evolve, field, frozen
 
 from mesh.errors import NotFound, PeerError, Refused, Unavailable
 from mesh.ids import Cid, PeerId
@@ -20,17 +21,34 @@ from mesh.messages import Result, Work
 from mesh.runtime import manifest
 from mesh.runtime.manifest import Job, check_module
 from mesh.runtime.origin import why_fixed
-from mesh.runtime.supervisor import Beginning, Held, Outcome, Supervisor, Suspended
+from mesh.runtime.supervisor import (
+    Beginning,
+    Held,
+    Outcome,
+    Standby,
+    Supervisor,
+    Suspended,
+    Unprepared,
+)
 from mesh.storage import files
 from mesh.storage.blocks import Blocks
 from mesh.storage.disk import room_under
-from mesh.storage.states import Saving, lay_out, state_bytes_max
+from mesh.storage.passing import Passing
+from mesh.storage.states import (
+    Known,
+    Remains,
+    Saving,
+    known_of,
+    lay_out,
+    lay_out_snapshot,
+    state_bytes_max,
+)
 
 MODULE_MAX = 64 << 20
 """Bytes of a module."""
 
-Fetch = Callable[[PeerId, Cid, int], Awaitable[None]]
-"""(from whom, root, bytes at most): bring a DAG into the blocks. Raises MeshError."""
+Fetch = Callable[[PeerId, Cid, int, Blocks], Awaitable[None]]
+"""(from whom, root, bytes at most, to where): bring a DAG. Raises MeshError."""
 
 
 class Gate:
@@ -67,6 +85,22 @@ class LaidOut:
     may_move: bool
 
 
+@define(eq=False)
+class Prepared:
+    """A task that may come here: the memory of one of its states lies in a worker already."""
+
+    cid: Cid
+    """Of its job."""
+    job: Job
+    folder: Path
+    laid: LaidOut
+    standby: Standby
+    known: Known
+    """What it has in its memory."""
+    turn: trio.Lock = field(factory=trio.Lock)
+    """Who tells it of a state."""
+
+
 @frozen
 class Workshop:
     """What executing needs."""
@@ -83,8 +117,10 @@ class Workshop:
         key: str,
         on_progress: Callable[[int], None],
         gate: Gate | None = None,
+        prepared: Prepared | None = None,
     ) -> Result | Suspended:
-        """Run *work*, fetching what is not here from *source*; start it when *gate* is open.
+        """Run *work*, fetching what is not here from *source*; start it when *gate* is open, in
+        the worker that is *prepared* for it, if that can be.
 
         Where it was moved, it goes on from its last state; the fuel that *on_progress* hears of,
         and that of the result, is what is burnt here. Raises MeshError where it is not the task's
@@ -96,9 +132,12 @@ class Workshop:
             check_agrees(work, job)
         except PeerError as error:
             return _refused(f"its manifest is not what was asked for: {error}")
-        await self._bring(source, job.module, MODULE_MAX)
-        for _, root in job.inputs:
-            await self._bring(source, root, work.needs.disk)
+        if prepared is not None and work.moves and prepared.cid == work.job:
+            try:
+                return await self._go_on(work, prepared, source, key, on_progress, gate)
+            except Unprepared:
+                pass  # as if nobody had
+        await self._bring_parts(source, job, work.needs.disk)
         if work.moves:
             most = state_bytes_max(job.memory, job.disk)
             await self._bring(source, work.moves[-1].state, most)
@@ -111,7 +150,7 @@ class Workshop:
                     raise  # a block went missing here
                 except Refused as error:
                     return _refused(str(error))
-                beginning = await self._begin(work, job, folder)
+                beginning = await self._begin(work, job, folder / "state", self.blocks)
                 if gate is not None:
                     await gate.passed()
                 milli = work.needs.cpu_milli
@@ -120,11 +159,104 @@ class Workshop:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
-    async def _bring(self, source: PeerId | None, root: Cid, bytes_max: int) -> None:
-        if source is not None:
-            await self.fetch(source, root, bytes_max)
+    @asynccontextmanager
+    async def prepared(
+        self,
+        source: PeerId | None,
+        state: Cid,
+        key: str,
+        *,
+        bytes_max: int,
+        has_room: Callable[[Job], bool],
+    ) -> AsyncIterator[Prepared]:
+        """Have a worker ready that goes on from a later state than *state* with what changes until
+        then. It is there for as long as the block, unless a run has taken it.
 
-    async def _begin(self, work: Work, job: Job, folder: Path) -> Beginning | None:
+        Raises MeshError where that cannot be; Unavailable where there is no room for it.
+        """
+        folder = self.scratch / key
+        try:
+            with room_under(self.scratch):
+                await self._bring(source, state, bytes_max)
+                remains, known = await trio.to_thread.run_sync(
+                    self._lay_out_known, state, folder, bytes_max
+                )
+                await self._bring(source, known.job, manifest.JOB_BYTES_MAX)
+                job = manifest.decode(await trio.to_thread.run_sync(self.blocks.get, known.job))
+                if not has_room(job):
+                    raise Unavailable("there is no room for a task that may not come")
+                await self._bring_parts(source, job, min(job.disk, bytes_max))
+                laid = await trio.to_thread.run_sync(self._lay_out, job, folder)
+            standing = self.supervisor.stand_by(job, laid.module, laid.inputs, remains.path)
+            async with standing as standby:
+                yield Prepared(known.job, job, folder, laid, standby, known)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    async def advance(self, prepared: Prepared, source: PeerId | None, state: Cid) -> None:
+        """Let what is *prepared* take in a later *state*, so that less is left to come.
+
+        Raises MeshError; it is then to be given up.
+        """
+        p = prepared
+        async with p.turn:
+            with room_under(self.scratch):
+                most = state_bytes_max(p.job.memory, p.job.disk)
+                await self._bring(source, state, most)
+                remains, known = await trio.to_thread.run_sync(
+                    self._lay_out_known, state, p.folder, most, p.known
+                )
+            if known.job != p.cid:
+                raise PeerError("a state of another task than it was kept for")
+            await p.standby.lay(remains.path, remains.shared)
+            p.known = known
+
+    def _lay_out_known(
+        self, state: Cid, folder: Path, bytes_max: int, known: Known | None = None
+    ) -> tuple[Remains, Known]:
+        folder.mkdir(parents=True, exist_ok=True)
+        remains = lay_out_snapshot(self.blocks, state, folder / "known", bytes_max, known)
+        return remains, known_of(remains)
+
+    async def _go_on(
+        self,
+        work: Work,
+        prepared: Prepared,
+        source: PeerId | None,
+        key: str,
+        on_progress: Callable[[int], None],
+        gate: Gate | None,
+    ) -> Result | Suspended:
+        """As `execute`, where all but the last state is in place. Raises Unprepared."""
+        p = prepared
+        async with p.turn:
+            pass  # nobody begins to tell it more of those that do not run it
+        most = state_bytes_max(p.job.memory, p.job.disk)
+        blocks = Passing(self.blocks, p.known.blocks)
+        await self._bring(source, work.moves[-1].state, most, blocks)
+        with room_under(self.scratch):
+            beginning = await self._begin(work, p.job, p.folder / "last", blocks, p.known)
+            if gate is not None:
+                await gate.passed()
+            milli = work.needs.cpu_milli
+            return await self._run(p.job, p.laid, key, on_progress, milli, beginning, p.standby)
+
+    async def _bring_parts(self, source: PeerId | None, job: Job, bytes_max: int) -> None:
+        """The module, and inputs of *bytes_max* each."""
+        await self._bring(source, job.module, MODULE_MAX)
+        for _, root in job.inputs:
+            await self._bring(source, root, bytes_max)
+
+    async def _bring(
+        self, source: PeerId | None, root: Cid, bytes_max: int, blocks: Blocks | None = None
+    ) -> None:
+        if source is not None:
+            await self.fetch(source, root, bytes_max, blocks or self.blocks)
+
+    async def _begin(
+        self, work: Work, job: Job, folder: Path, blocks: Blocks, known: Known | None = None
+    ) -> Beginning | None:
         """What to go on from. Raises MeshError: a state that lies is not the task's doing."""
         if not work.moves:
             return None
@@ -132,18 +264,19 @@ class Workshop:
         try:
             state = await trio.to_thread.run_sync(
                 lambda: lay_out(
-                    self.blocks,
+                    blocks,
                     last.state,
-                    folder / "state",
+                    folder,
                     memory=job.memory,
                     disk=job.disk,
+                    known=known,
                 )
             )
         except NotFound:
             raise
         except (PeerError, Refused) as error:
             raise Unavailable(f"the state to go on from is none: {error}") from error
-        return Beginning(state.snapshot, state.out, state.tmp, last.fuel)
+        return Beginning(state.snapshot, state.out, state.tmp, last.fuel, state.shared)
 
     async def _run(
         self,
@@ -153,6 +286,7 @@ class Workshop:
         on_progress: Callable[[int], None],
         cpu_milli: int,
         beginning: Beginning | None,
+        standby: Standby | None = None,
     ) -> Result | Suspended:
         before = beginning.fuel if beginning else 0
         saving = Saving(self.blocks)
@@ -169,6 +303,7 @@ class Workshop:
             cpu_milli=cpu_milli,
             beginning=beginning,
             keep=keep if laid.may_move else None,
+            standby=standby,
         )
         if isinstance(outcome, Suspended):
             return evolve(outcome, fuel=outcome.fuel - before)

@@ -1,12 +1,15 @@
 """What supervisor and worker say to one another: length-prefixed msgpack arrays. Pure.
 
-    supervisor → worker   ["run", job, module, [[name, path], …], scratch, kept, state, fuel,
-                           cpu_milli]
+    supervisor → worker   ["run", job, module, [[name, path], …], scratch, kept, cpu_milli,
+                           is_moved]
+                          ["lay", [[at, was_at, length], …]]
+                          ["begin", [[at, was_at, length], …], fuel, cpu_milli]
                           and of a series: one manifest after another
                           ["hold"]                          stand still, and show what you are
                           ["go"]                            go on, having been held
                           ["withdraw"]                      never mind, unless you stand already
     worker → supervisor   ["ready"]                         waiting for its job
+                          ["laid"]                          the answer to "lay"
                           ["started", can_move]             compiled; the guest's clock runs
                           ["progress", fuel, rss]           about four times a second
                           ["still", head, [region, …]]      it stands, and waits for "go"
@@ -14,7 +17,8 @@
                           ["done", status, exit_code, detail, fuel, stdout, stderr]
                           ["failed", reason]                this machine's fault, not the task's
 
-To every "hold" there is one answer, unless the run ends before.
+To every "hold" there is one answer, unless the run ends before. Where a task was moved, its worker
+waits for states in REST: to lay them in its memory, and to begin with the last.
 
 A worker runs a stranger's code: what it says is checked like any peer's.
 """
@@ -27,7 +31,7 @@ import msgpack
 from attrs import frozen
 
 from mesh.errors import PeerError
-from mesh.migration.snapshot import HEAD_MAX, REGION
+from mesh.migration.snapshot import HEAD_MAX, REGION, Shared
 from mesh.runtime.manifest import INPUTS_MAX, JOB_BYTES_MAX, MEMORY_MAX, STATUSES, STDOUT_MAX
 
 HEADER = 4
@@ -35,8 +39,10 @@ FRESH = "compiled"
 """The file in `scratch` that a worker leaves before it says that it started."""
 IMAGE = "image"
 """The file in `scratch` in which a worker keeps the memory of a guest that it was told to hold."""
+REST = "state/snapshot"
+"""The file in `scratch` in which a worker finds the states that it is told of."""
 REGIONS_MAX = MEMORY_MAX // REGION
-FRAME_MAX = HEAD_MAX + JOB_BYTES_MAX + (INPUTS_MAX + 4) * 8192 + 5 * REGIONS_MAX
+FRAME_MAX = HEAD_MAX + JOB_BYTES_MAX + (INPUTS_MAX + 4) * 8192 + 32 * REGIONS_MAX
 DETAIL_MAX = 400
 """Characters of a reason."""
 
@@ -52,12 +58,32 @@ class RunJob:
     """A folder that holds the empty folders out and tmp."""
     kept: str
     """Where the compiled module is, if it was kept; to compile anew leaves it in `scratch`."""
-    state: str
-    """A snapshot to go on from, a stranger's; or nothing."""
+    cpu_milli: int
+    """The most of a core that it may take, in thousandths; it rests for the rest."""
+    is_moved: bool
+    """Whether it waits for a state to begin with."""
+
+
+@frozen
+class Lay:
+    """Put the memory of the state in REST, a stranger's, in the place of the last one's."""
+
+    shared: tuple[Shared, ...]
+    """What is left out there, since the last state has it."""
+
+
+@frozen
+class Begin:
+    """Do so, and go on from that state."""
+
+    shared: tuple[Shared, ...]
     fuel: int
     """Burnt up to there."""
     cpu_milli: int
-    """The most of a core that it may take, in thousandths; it rests for the rest."""
+    """In the place of what the run was told: who stands by does not know yet."""
+
+
+Order: TypeAlias = Lay | Begin
 
 
 @frozen
@@ -81,6 +107,11 @@ Word: TypeAlias = Hold | Go | Withdraw
 @frozen
 class Ready:
     """The worker waits for its job; what that leaves it of this machine it learns from it."""
+
+
+@frozen
+class InPlace:
+    """The memory of a state lies where it was told to; the next may come."""
 
 
 @frozen
@@ -134,14 +165,24 @@ class Failed:
     reason: str
 
 
-Report: TypeAlias = Ready | StartedRunning | Progress | Still | Unmoved | Ended | Failed
+Report: TypeAlias = Ready | InPlace | StartedRunning | Progress | Still | Unmoved | Ended | Failed
 _WORDS: dict[str, Word] = {"hold": Hold(), "go": Go(), "withdraw": Withdraw()}
 
 
 def encode_run(run: RunJob) -> bytes:
     """The frame of a RunJob, header included."""
-    paths = (run.module, run.inputs, run.scratch, run.kept, run.state)
-    return _frame(("run", run.job, *paths, run.fuel, run.cpu_milli))
+    paths = (run.module, run.inputs, run.scratch, run.kept)
+    return _frame(("run", run.job, *paths, run.cpu_milli, run.is_moved))
+
+
+def encode_order(order: Order) -> bytes:
+    """The frame of an order, header included."""
+    shared = [(one.at, one.was_at, one.length) for one in order.shared]
+    match order:
+        case Lay():
+            return _frame(("lay", shared))
+        case Begin(fuel=fuel, cpu_milli=cpu_milli):
+            return _frame(("begin", shared, fuel, cpu_milli))
 
 
 def encode_word(word: Word) -> bytes:
@@ -154,6 +195,8 @@ def encode_report(report: Report) -> bytes:
     match report:
         case Ready():
             return _frame(("ready",))
+        case InPlace():
+            return _frame(("laid",))
         case StartedRunning(can_move=can_move):
             return _frame(("started", can_move))
         case Progress(fuel=fuel, rss=rss):
@@ -188,14 +231,24 @@ def decode_run(body: bytes) -> RunJob:
             tuple(inputs),
             str(scratch),
             str(kept),
-            str(state),
-            int(fuel),
             int(cpu_milli),
+            bool(is_moved),
         ):
             named = tuple((str(n), str(p)) for n, p in inputs)
-            return RunJob(job, module, named, scratch, kept, state, fuel, cpu_milli)
+            return RunJob(job, module, named, scratch, kept, cpu_milli, is_moved)
         case _:
             raise PeerError("not a run frame")
+
+
+def decode_order(body: bytes) -> Order:
+    """What a worker is told that waits for a state. Raises PeerError."""
+    match _value_of(body):
+        case ("lay", tuple(shared)):
+            return Lay(tuple(Shared(*one) for one in shared))
+        case ("begin", tuple(shared), int(fuel), int(cpu_milli)):
+            return Begin(tuple(Shared(*one) for one in shared), fuel, cpu_milli)
+        case _:
+            raise PeerError("an order that no supervisor gives")
 
 
 def decode_word(body: bytes) -> Word:
@@ -212,6 +265,8 @@ def decode_report(body: bytes) -> Report:
     match _value_of(body):
         case ("ready",):
             return Ready()
+        case ("laid",):
+            return InPlace()
         case ("started", bool(can_move)):
             return StartedRunning(can_move)
         case ("progress", int(fuel), int(rss)) if fuel >= 0 and rss >= 0:

@@ -1,26 +1,19 @@
-"""The stops of a guest on its way: asked for between two slices, shown, and gone on from.
-
-And the state that it begins with, where that is another machine's: opened inside of the walls, and
-believed in nothing.
-"""
+"""The stops of a guest on its way: asked for between two slices, shown, and gone on from."""
 
 from __future__ import annotations
 
-import mmap
 import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-from mesh.errors import PeerError, Refused
-from mesh.ids import RAW, Cid, cid_of
-from mesh.migration.snapshot import Pages, Snapshot, decode, encode_head
+from mesh.errors import Refused
+from mesh.ids import Cid
+from mesh.migration.snapshot import Snapshot, encode_head
 from mesh.runtime import capture
 from mesh.runtime.frames import (
     HEADER,
     Go,
     Hold,
     Report,
-    RunJob,
     Still,
     Unmoved,
     Withdraw,
@@ -29,10 +22,10 @@ from mesh.runtime.frames import (
     encode_report,
     frame_length,
 )
-from mesh.runtime.manifest import METER, Job
+from mesh.runtime.manifest import METER
 from mesh.runtime.pages import Kept
-from mesh.runtime.suspension import Image, MovableGuest
-from mesh.runtime.trees import HostFailure, Tree
+from mesh.runtime.suspension import MovableGuest
+from mesh.runtime.trees import HostFailure
 from mesh.runtime.wasi import Wasi
 
 NOT_REACHED = "it did not come to a place where it can stand still"
@@ -129,34 +122,3 @@ class Stops:
             if not piece:
                 raise EOFError
             self._heard += piece
-
-
-def map_state(path: str) -> memoryview:
-    """The bytes of a snapshot. Raises HostFailure."""
-    try:
-        with Path(path).open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        raise HostFailure(f"the state to go on from cannot be read: {error}") from error
-
-
-def restored(
-    run: RunJob,
-    job: Job,
-    state: memoryview,
-    wasi: Wasi,
-    trees: tuple[Tree, ...],
-    enter: Callable[[Image, Iterator[Pages]], MovableGuest],
-) -> MovableGuest:
-    """The guest as *state* says. Raises HostFailure, since a state that lies is not its doing."""
-    try:
-        snapshot, pages = decode(state)
-        if (snapshot.module, snapshot.job) != (job.module, cid_of(RAW, run.job)):
-            raise Refused("it is another task's")
-        if snapshot.fuel != run.fuel:
-            raise Refused("it burnt other fuel than was told of it")
-        capture.restore(wasi, trees, snapshot.calls, snapshot.stdout, snapshot.stderr)
-        image = Image(snapshot.size, snapshot.variables, snapshot.stack, snapshot.fuel)
-        return enter(image, pages)
-    except (PeerError, Refused) as error:
-        raise HostFailure(f"the state to go on from is none: {error}") from error

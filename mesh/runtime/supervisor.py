@@ -22,6 +22,7 @@ from mesh.runtime.compiled import COMPILE_CPU_S, place_of, take
 from mesh.runtime.course import Beginning, Course, Held, Keep, Kept, Stays, Suspended
 from mesh.runtime.frames import (
     FRESH,
+    Begin,
     Ended,
     Failed,
     Progress,
@@ -31,10 +32,12 @@ from mesh.runtime.frames import (
     StartedRunning,
     Still,
     Unmoved,
+    encode_order,
 )
 from mesh.runtime.manifest import Job, encode
 from mesh.runtime.pace import CORE_MILLI
 from mesh.runtime.sandbox import walls
+from mesh.runtime.standby import Standby, put_files, put_rest
 from mesh.runtime.stopwatch import Stopwatch
 from mesh.runtime.template_wire import FORK_SERIES
 from mesh.runtime.workers import Template, Worker, WorkerDied, WorkerLost, open_template
@@ -44,10 +47,12 @@ __all__ = [
     "Held",
     "Kept",
     "Outcome",
+    "Standby",
     "Statistics",
     "Stays",
     "Supervisor",
     "Suspended",
+    "Unprepared",
     "WorkerLost",
     "open_supervisor",
     "walls",
@@ -67,6 +72,10 @@ COMPILER_ENDS = {
 }
 """Why a worker dies before its task runs and would die elsewhere too."""
 _GONE = Stays("it does not run here", is_for_good=False)
+
+
+class Unprepared(WorkerLost):
+    """A standby did not come to run its task: it may be run without."""
 
 
 @frozen
@@ -123,6 +132,7 @@ class Supervisor:
         self._kept: dict[str, Path] = {}
         self._numbers = 0
         self._lent: set[Worker] = set()
+        self._standbys = trio.Semaphore(workers_max)
         self._started = self._ended = self._cancelled = 0
         self._lost = self._late = self._turned_away = 0
 
@@ -137,10 +147,12 @@ class Supervisor:
         cpu_milli: int = CORE_MILLI,
         beginning: Beginning | None = None,
         keep: Keep | None = None,
+        standby: Standby | None = None,
     ) -> Outcome | Suspended:
         """Run *job* to its end, or until it is suspended. *inputs* says where each of its inputs
-        lies, by name; *beginning* what to go on from, whose folders are moved from where they lie.
+        lies, by name; *beginning* what to go on from, whose files are moved from where they lie.
         Of a core it takes *cpu_milli* thousandths at most; its wall limit counts the rests too.
+        A *standby* for the same job and inputs is made its worker; Unprepared where that fails.
 
         *on_progress* hears of the fuel burnt, the beginning's included. *keep* makes a state of it
         where one is asked for. Cancelling kills the worker and removes its files.
@@ -153,17 +165,22 @@ class Supervisor:
         if self._limiter.statistics().tasks_waiting >= self._waiting_max:
             self._turned_away += 1
             raise Unavailable(f"{self._waiting_max} runs are waiting for a worker already")
-        scratch = self.next_scratch()
+        scratch = standby.scratch if standby else self.next_scratch()
         run = Course(scratch, Stopwatch(is_paused=False), keep)
         self._runs[key] = run
         has_ended = False
         try:
             async with self._limiter:
-                order = self._order(job, module, inputs, scratch, cpu_milli, beginning)
-                outcome = await self._run(run, job, order, on_progress)
+                order = standby.order if standby else self._order(job, module, inputs, scratch)
+                order = evolve(order, cpu_milli=cpu_milli, is_moved=beginning is not None)
+                if beginning is not None:
+                    await trio.to_thread.run_sync(_put_in_place, beginning, scratch)
+                outcome = await self._run(run, job, order, beginning, standby, on_progress)
             has_ended = isinstance(outcome, Outcome)
-        except WorkerLost:
+        except WorkerLost as lost:
             self._lost += 1
+            if standby is not None and not run.has_started:
+                raise Unprepared(str(lost)) from lost
             raise
         except trio.Cancelled:
             self._cancelled += 1
@@ -194,8 +211,8 @@ class Supervisor:
         run = self._runs.get(key)
         return await run.checkpoint() if run is not None else _GONE
 
-    async def suspend(self, key: str) -> Stays | None:
-        """Make a state of a run, and end it; None where it ends as suspended."""
+    async def suspend(self, key: str) -> Suspended | Stays:
+        """Make a state of a run, and end it: how it ends, as soon as that is certain."""
         run = self._runs.get(key)
         return await run.suspend() if run is not None else _GONE
 
@@ -241,6 +258,35 @@ class Supervisor:
                 self._lent.remove(worker)
                 await worker.end()
 
+    @asynccontextmanager
+    async def stand_by(
+        self, job: Job, module: Path, inputs: Mapping[str, Path], snapshot: Path
+    ) -> AsyncIterator[Standby]:
+        """A worker with a state of *job* in its memory, as many as may run; it ends with the block,
+        unless `run` has taken it. The state's file is moved from where it lies.
+
+        Raises Unavailable where there are too many, WorkerLost where it cannot.
+        """
+        try:
+            self._standbys.acquire_nowait()
+        except trio.WouldBlock:
+            raise Unavailable("as many workers stand by as may run") from None
+        scratch = self.next_scratch()
+        standby: Standby | None = None
+        try:
+            order = evolve(self._order(job, module, inputs, scratch), is_moved=True)
+            worker = await self._template.fork()
+            standby = Standby(order, worker, on_taken=self._standbys.release)
+            await standby.start(snapshot)
+            await keep_compiled(scratch / FRESH, Path(order.kept))
+            yield standby
+        finally:
+            if standby is None or not standby.is_taken:
+                if standby is not None:
+                    await standby.worker.end()
+                await remove(scratch)
+                self._standbys.release()
+
     def next_scratch(self) -> Path:
         """Where a run or a series may have its files; with the supervisor they go at the latest."""
         self._numbers += 1
@@ -252,30 +298,29 @@ class Supervisor:
 
     # --- one run ------------------------------------------------------------------------------
 
-    def _order(
-        self,
-        job: Job,
-        module: Path,
-        inputs: Mapping[str, Path],
-        scratch: Path,
-        cpu_milli: int,
-        beginning: Beginning | None,
-    ) -> RunJob:
-        _make_scratch(scratch, beginning)
-        order = order_of(job, module, inputs, scratch, self.place_of(job.module), cpu_milli)
-        if beginning is None:
-            return order
-        return evolve(order, state=str(_absolute(beginning.snapshot)), fuel=beginning.fuel)
+    def _order(self, job: Job, module: Path, inputs: Mapping[str, Path], scratch: Path) -> RunJob:
+        make_private(scratch, scratch / "out", scratch / "tmp")
+        return order_of(job, module, inputs, scratch, self.place_of(job.module), CORE_MILLI)
 
     async def _run(
-        self, run: Course, job: Job, order: RunJob, on_progress: Callable[[int], None]
+        self,
+        run: Course,
+        job: Job,
+        order: RunJob,
+        beginning: Beginning | None,
+        standby: Standby | None,
+        on_progress: Callable[[int], None],
     ) -> Outcome | Suspended:
-        run.worker = await self._template.fork()
+        run.worker = standby.taken() if standby else await self._template.fork()
         self._started += 1
         try:
             if run.watch.is_paused:
                 run.pause()
-            await run.worker.send(order)
+            if standby is None:
+                await run.worker.send(order)
+            if beginning is not None:
+                begin = Begin(beginning.shared, beginning.fuel, order.cpu_milli)
+                await run.worker.send_frames(encode_order(begin))
             ended = await self._follow(run, job, Path(order.kept), on_progress)
         except WorkerDied:
             await run.settled()
@@ -291,6 +336,8 @@ class Supervisor:
             run.close()
             await run.worker.end()
             run.worker = None
+        if standby is not None and not run.has_started:
+            raise WorkerLost(ended.detail)
         await remove(run.scratch / "tmp")
         return Outcome(
             status=ended.status,
@@ -379,9 +426,8 @@ def order_of(
         tuple((name, str(_absolute(path))) for name, path in sorted(inputs.items())),
         str(scratch),
         kept=str(kept),
-        state="",
-        fuel=0,
         cpu_milli=cpu_milli,
+        is_moved=False,
     )
 
 
@@ -418,14 +464,10 @@ def check_fuel(is_sane: bool) -> None:
         raise PeerError("a worker whose fuel runs backwards or beyond its limit")
 
 
-def _make_scratch(scratch: Path, beginning: Beginning | None) -> None:
-    scratch.mkdir(mode=0o700)
-    if beginning is None:
-        for name in ("out", "tmp"):
-            (scratch / name).mkdir(mode=0o700)
-    else:
-        shutil.move(beginning.out, scratch / "out")
-        shutil.move(beginning.tmp, scratch / "tmp")
+def _put_in_place(beginning: Beginning, scratch: Path) -> None:
+    put_rest(beginning.snapshot, scratch)
+    put_files(beginning.out, scratch / "out")
+    put_files(beginning.tmp, scratch / "tmp")
 
 
 async def remove(path: Path) -> None:

@@ -9,7 +9,7 @@ What unwinding and rewinding burn is not billed; what they may burn is bounded.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 
 import wasmtime
@@ -84,7 +84,8 @@ class MovableGuest(Guest):
         super().__init__(engine, module, fuel=fuel, memory=memory, call=call, linkage=linkage)
         self._stack = self._memory(STACK)
         if image is not None:
-            self._restore(image, pages)
+            self.lay(image.size, pages, {})
+            self.become(image)
 
     # --- while it runs ------------------------------------------------------------------------
 
@@ -169,11 +170,8 @@ class MovableGuest(Guest):
 
     def keep(self, kept: Kept) -> None:
         """Put its pages, once it is suspended, into *kept*. Raises HostFailure."""
-        if self._fresh is None:
-            engine, module, memory = self._engine, self._module, self._most_memory
-            self._fresh = MovableGuest(engine, module, fuel=1, memory=memory, call=_no_call)
-        mine, fresh = (guest._address(guest._memory("memory")) for guest in (self, self._fresh))
-        kept.look(mine, self.memory.size, fresh, self._fresh.memory.size)
+        fresh, size = self._fresh_memory()
+        kept.look(self._address(self._memory("memory")), self.memory.size, fresh, size)
 
     def wake(self) -> None:
         """Let it go on from where it is suspended, when next it is advanced."""
@@ -189,33 +187,62 @@ class MovableGuest(Guest):
             raise Refused("the module left its stack outside of its bounds")
         return end - _STACK_BASE
 
-    def _restore(self, image: Image, pages: Iterable[Pages]) -> None:
-        names = self._variables()
-        kinds = [self._get(name)[0] for name in names]
-        if kinds != [kind for kind, _ in image.variables]:
-            raise Refused("the snapshot has other variables than the module")
-        growth = image.size - self.memory.size
-        stack_room = self._stack.data_len(self._store) - _STACK_BASE
-        if growth < 0 or growth % PAGE or len(image.stack) > stack_room:
+    # --- before it runs -----------------------------------------------------------------------
+
+    def lay(self, size: int, pages: Iterable[Pages], before: Mapping[int, int]) -> None:
+        """Put *pages*, a stranger's, into its memory, of *size* bytes from now on.
+
+        *before* says which others lie there already. Raises Refused.
+        """
+        growth = size - self.memory.size
+        if growth < 0 or growth % PAGE:
             raise Refused("the snapshot has a memory or a stack that the module cannot have")
-        if image.fuel > self._fuel:
-            raise Refused("the snapshot burnt more than was bought")
         try:
             self._memory("memory").grow(self._store, growth // PAGE)
         except wasmtime.WasmtimeError:
             raise Refused("the snapshot has more memory than was bought") from None
         base = self._address(self._memory("memory"))
         for number, mask, data in pages:
-            if not 0 <= number * REGION <= image.size - mask.bit_length() * PIECE:
+            if not 0 <= number * REGION <= size - mask.bit_length() * PIECE:
                 raise Refused("the snapshot has a page outside of the memory")
             if len(data) != mask.bit_count() * PIECE:
                 raise Refused("the snapshot has half a page")
+            if gone := before.get(number, 0) & ~mask:
+                self._freshen(base, number, gone)
             _place(base + number * REGION, mask, data)
+
+    def become(self, image: Image) -> None:
+        """Be what *image* says, a stranger's, when next it is advanced. Raises Refused."""
+        names = self._variables()
+        kinds = [self._get(name)[0] for name in names]
+        if kinds != [kind for kind, _ in image.variables]:
+            raise Refused("the snapshot has other variables than the module")
+        if len(image.stack) > self._stack.data_len(self._store) - _STACK_BASE:
+            raise Refused("the snapshot has a memory or a stack that the module cannot have")
+        if image.fuel > self._fuel:
+            raise Refused("the snapshot burnt more than was bought")
         for name, (kind, bits) in zip(names, image.variables, strict=True):
             self._set(name, kind, bits)
         ctypes.memmove(self._address(self._stack) + _STACK_BASE, image.stack, len(image.stack))
         self._phase, self._at_yield = Phase.REWINDING, image.fuel
         self._begin(_REWINDING, _STACK_BASE + len(image.stack))
+
+    def _freshen(self, base: int, number: int, mask: int) -> None:
+        """Make pages of a region what a fresh instance has there."""
+        fresh, size = self._fresh_memory()
+        first = number * REGION
+        for at in range(first, first + mask.bit_length() * PIECE, PIECE):
+            if mask >> (at - first) // PIECE & 1:
+                inside = max(0, min(PIECE, size - at))
+                ctypes.memmove(base + at, fresh + at, inside)
+                ctypes.memset(base + at + inside, 0, PIECE - inside)
+
+    def _fresh_memory(self) -> tuple[int, int]:
+        """Address and size of that of a fresh instance."""
+        if self._fresh is None:
+            engine, module, memory = self._engine, self._module, self._most_memory
+            self._fresh = MovableGuest(engine, module, fuel=1, memory=memory, call=_no_call)
+        return self._fresh._address(self._fresh._memory("memory")), self._fresh.memory.size
 
     # --- exports ------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,7 +23,7 @@ from wasmtime import MemoryType, Module, Trap, TrapCode
 
 from mesh.errors import Refused
 from mesh.ids import RAW, cid_of
-from mesh.migration.snapshot import Pages
+from mesh.runtime.arrival import Arrival
 from mesh.runtime.compiled import COMPILE_CPU_S
 from mesh.runtime.engine import Guest, GuestMemory, load_module, open_engine
 from mesh.runtime.files import DESCRIPTORS_MAX, Files
@@ -30,6 +31,7 @@ from mesh.runtime.frames import (
     FRESH,
     HEADER,
     IMAGE,
+    REST,
     Ended,
     Failed,
     Progress,
@@ -47,8 +49,8 @@ from mesh.runtime.module import PAGE, YIELD
 from mesh.runtime.pace import Pace
 from mesh.runtime.pages import Kept
 from mesh.runtime.sandbox import confine, narrow, renounce
-from mesh.runtime.stops import Stops, map_state, restored
-from mesh.runtime.suspension import Image, MovableGuest
+from mesh.runtime.stops import Stops
+from mesh.runtime.suspension import MovableGuest
 from mesh.runtime.trees import HostFailure, Tree
 from mesh.runtime.wasi import Exit, Wasi
 
@@ -111,16 +113,17 @@ def _wall_in(run: RunJob) -> None:
     inputs = [path for _, path in run.inputs]
     try:
         os.chdir(run.scratch)
-        confine(Reach((run.module, run.kept, run.state, *inputs), (run.scratch,)))
+        confine(Reach((run.module, run.kept, *inputs), (run.scratch,)))
     except OSError as error:
         raise HostFailure(f"the sandbox does not stand: {error.strerror}") from error
 
 
 def _wall_in_closer(run: RunJob) -> None:
     """Before the guest runs: what was compiled is out of its reach from now on."""
-    inputs = tuple(path for _, path in run.inputs)
+    inputs = [path for _, path in run.inputs]
+    states = (str(Path(run.scratch, REST).parent),) if run.is_moved else ()
     try:
-        narrow(Reach(inputs, (f"{run.scratch}/out", f"{run.scratch}/tmp")))  # noqa: S108 - the guest's, not this machine's
+        narrow(Reach((*inputs, *states), (f"{run.scratch}/out", f"{run.scratch}/tmp")))  # noqa: S108 - the guest's, not this machine's
     except OSError as error:
         raise HostFailure(f"the sandbox does not stand: {error.strerror}") from error
 
@@ -174,7 +177,8 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
         return refused("out-of-memory", f"it starts with {least} bytes of {job.memory}")
     can_move = is_movable(module)
     kept = _open_kept(scratch / IMAGE, job) if can_move else None
-    state = map_state(run.state) if run.state else None
+    if run.is_moved and not can_move:
+        raise HostFailure("there is a state to go on from, of a module that cannot be moved")
     _wall_in_closer(run)
     trees = trees_of({name: Path(path) for name, path in run.inputs}, scratch)
     wasi = system_calls(job, trees, lambda: guest.fuel_used)
@@ -182,23 +186,17 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
     def call(name: str, memory: GuestMemory, args: tuple[int, ...]) -> int:
         return wasi.call(name, memory, args)
 
-    def enter(image: Image | None = None, pages: Iterable[Pages] = ()) -> MovableGuest:
-        fuel, memory = job.fuel, job.memory
-        return MovableGuest(
-            engine, module, fuel=fuel, memory=memory, call=call, image=image, pages=pages
-        )
-
+    make = MovableGuest if can_move else Guest
     try:
-        if kept is None and state is not None:
-            raise HostFailure("there is a state to go on from, of a module that cannot be moved")
-        if state is not None:
-            guest: Guest = restored(run, job, state, wasi, trees, enter)
-        elif kept is not None:
-            guest = enter()
-        else:
-            guest = Guest(engine, module, fuel=job.fuel, memory=job.memory, call=call)
+        guest = make(engine, module, fuel=job.fuel, memory=job.memory, call=call)
     except Refused as refusal:
         return refused("refused", refusal.reason)
+    cpu_milli = run.cpu_milli
+    if run.is_moved:
+        assert isinstance(guest, MovableGuest)
+        hear = partial(receive, connection)
+        arrival = Arrival(run, job, guest, wasi, trees)
+        cpu_milli = arrival.wait(hear, partial(send, connection))
     _limit_all(job, can_move=can_move)
     send(connection, StartedRunning(can_move))
     if kept is None:
@@ -207,7 +205,7 @@ def _perform(connection: socket.socket, run: RunJob) -> Report:
         assert isinstance(guest, MovableGuest)
         names = job.module, cid_of(RAW, run.job)
         advance = Stops(connection, guest, wasi, kept, names).run
-    pace = start_pace(run.cpu_milli)
+    pace = start_pace(cpu_milli)
     return run_guest(connection, job, guest, wasi, statm, pace, advance)
 
 

@@ -78,10 +78,15 @@ def add_path(blocks: Blocks, path: Path) -> Link:
     Raises Refused for a path that is not there, a symbolic link, a device, a name that is not
     UTF-8, and for more than 100,000 entries or 64 levels; and what `Blocks.put` raises.
     """
-    adding = _Adding(Batch(blocks))
-    link = adding.add(path, 0)
-    adding.batch.flush()
+    batch = Batch(blocks)
+    link = add_to(batch, path)
+    batch.flush()
     return link
+
+
+def add_to(batch: Batch, path: Path) -> Link:
+    """`add_path`, to a batch that is yet to be flushed."""
+    return _Adding(batch).add(path, 0)
 
 
 @define
@@ -148,6 +153,33 @@ def read_file(blocks: Blocks, cid: Cid) -> Iterator[bytes]:
     nodes are malformed or its sizes lie.
     """
     return _Reading(blocks).read(cid)
+
+
+def leaves(blocks: Blocks, cid: Cid) -> Iterator[Link]:
+    """The parts of a file in order, unread; what they say of their size is to be checked.
+
+    Raises as `read_file` does.
+    """
+    for count, leaf in enumerate(_leaves(blocks, Link(cid, 0, 0), 0)):
+        if count >= PARTS_MAX:
+            raise _too_much(f"more than {PARTS_MAX:,} leaves")
+        yield leaf
+
+
+def _leaves(blocks: Blocks, link: Link, depth: int) -> Iterator[Link]:
+    if depth and cid_codec(link.cid) == RAW:
+        yield link
+        return
+    if depth > FILE_DEPTH_MAX:
+        raise PeerError(f"a file of more than {FILE_DEPTH_MAX} levels")
+    match _node(blocks, link.cid):
+        case Leaf(data=data):
+            yield Link(link.cid, link.tsize, len(data))
+        case File(parts=parts):
+            for part in parts:
+                yield from _leaves(blocks, part, depth + 1)
+        case _:
+            raise Refused(f"{format_cid(link.cid)} is a folder", "name a file in it")
 
 
 def list_dir(blocks: Blocks, cid: Cid) -> list[Item]:

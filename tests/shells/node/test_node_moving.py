@@ -26,6 +26,7 @@ from mesh.errors import PeerError
 from mesh.ids import Cid, PeerId
 from mesh.messages import Move, Work
 from mesh.performer import hosted_state_pin, kept_state_pin, state_pin
+from mesh.runtime.course import Suspended as Suspension
 from mesh.runtime.execution import check_agrees
 from mesh.runtime.manifest import decode
 from mesh.sansio import (
@@ -124,6 +125,53 @@ async def test_a_run_that_was_kept_and_taken_out_here_ends_there(tmp_path: Path)
             assert 0 < again.fuel < result.fuel
             assert not isinstance(plain, Suspended)
             assert result == evolve(plain, fuel=plain.fuel - out.fuel, run_ms=result.run_ms)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [0, 1 << 30])
+async def test_a_task_of_which_a_state_is_kept_comes_to_a_standby(
+    tmp_path: Path, room: int
+) -> None:
+    """Where there is room; and where there is none, it comes all the same."""
+    library = Library(MemoryBlocks())
+    library.is_open.set()
+    work = travel(library.blocks)
+    with trio.fail_after(PATIENCE_S):
+        async with open_hands(tmp_path / "a") as hands, open_peer(2, library.serve) as buyer:
+            await hands.network.connect(buyer.addresses()[0])
+            plain = await hands.workshop.execute(work, buyer.peer, "plain", lambda fuel: None)
+            hands.performer.perform(run_of(work, buyer.peer))
+            await heard(hands, RunProgressed)
+            hands.performer.perform(Checkpoint(TASK, 1))
+            first = await heard(hands, Checkpointed)
+            hands.performer.perform(Suspend(TASK, 1))
+            out = await heard(hands, Suspended)
+            for state in (first.state, out.state):
+                await carry(state, hands.blocks, library.blocks)
+        assert not isinstance(plain, Suspension)
+        step = Move(out.fuel, PeerId(b"elsewhere"), out.state)
+        left = evolve(work, fuel=work.fuel - out.fuel, moves=(step,))
+        async with open_hands(tmp_path / "b") as hands, open_peer(2, library.serve) as buyer:
+            standbys = hands.performer.standbys
+
+            def is_settled() -> bool:
+                return len(standbys) == hands.runs() == (room > 0)
+
+            hands.performer.room = lambda: room
+            await hands.network.connect(buyer.addresses()[0])
+            hands.performer.perform(KeepState(TASK, buyer.peer, first.state, PLENTY))
+            await until(is_settled)
+            hands.performer.perform(run_of(left, buyer.peer))
+            result = (await heard(hands, RunEnded)).result
+            assert result == evolve(plain, fuel=plain.fuel - out.fuel, run_ms=result.run_ms)
+            await until(lambda: hands.runs() == 0)
+            assert (standbys.used, len(standbys)) == (room > 0, 0)
+            assert hands.workshop.supervisor.statistics().lost == 0
+            hands.performer.perform(KeepState(TASK, buyer.peer, out.state, PLENTY))
+            await until(is_settled)
+            hands.performer.perform(DropState(TASK, buyer.peer))
+            await until(lambda: hands.runs() == 0)
+            assert list((tmp_path / "b/runtime/tasks").iterdir()) == []
 
 
 @pytest.mark.slow

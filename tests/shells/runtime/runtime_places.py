@@ -107,11 +107,11 @@ class Going:
             self.is_over.set()
 
     async def suspended(self) -> Suspended:
-        stays = await self.place.supervisor.suspend(self.key)
-        assert stays is None, stays
+        told = await self.place.supervisor.suspend(self.key)
         await self.is_over.wait()
         (end,) = self.end
         assert isinstance(end, Suspended), end
+        assert told == end
         return end
 
     async def checkpointed(self) -> Kept:
@@ -162,6 +162,6 @@ def facts(outcome: Outcome) -> tuple[object, ...]:
     return (*named, outcome.stdout, outcome.stderr, tree(outcome.out))
 
 
-def reason_of(stays: Kept | Stays | None) -> str:
+def reason_of(stays: Kept | Suspended | Stays) -> str:
     assert isinstance(stays, Stays), stays
     return stays.reason

@@ -217,6 +217,21 @@ def test_only_pages_that_changed_are_taken_along(
     assert image.fuel > 100_000
 
 
+def test_pages_that_are_taken_back_are_what_a_fresh_instance_has(
+    engine: wasmtime.Engine, module: wasmtime.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "SLICE", 100_000)
+    image, pages = Run(engine, module, "spin", "3").suspend()
+    masks = {number: mask for number, mask, _ in pages}
+    fresh, laid = (Run(engine, module, "spin", "3").enter() for _ in range(2))
+    fresh.lay(image.size, (), {})
+    laid.lay(image.size, pages, {})
+    memories = [guest.memory.read(0, image.size) for guest in (fresh, laid)]
+    assert memories[0] != memories[1]
+    laid.lay(image.size, [(number, 0, b"") for number in masks], masks)
+    assert laid.memory.read(0, image.size) == memories[0]
+
+
 WAKE = """
 import pickle, sys
 from pathlib import Path

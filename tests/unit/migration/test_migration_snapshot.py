@@ -26,9 +26,11 @@ from mesh.migration.snapshot import (
     OpenFolder,
     OpenStream,
     Pages,
+    Shared,
     Snapshot,
     decode,
     decode_head,
+    decode_since,
     encode_frame,
     encode_head,
     masked,
@@ -123,6 +125,58 @@ def test_a_region_that_stays_gives_the_same_bytes() -> None:
     later = attrs.evolve(WHOLE, fuel=WHOLE.fuel + 1, stack=b"other", stdout=b"more" * 99)
     assert all(frame in bytes_of(later) for frame in frames)
     assert len(set(frames)) == 3
+
+
+BEFORE = attrs.evolve(WHOLE, size=5 * REGION, regions={0: 3, 1: 1, 2: 7, 4: 1})
+AFTER = attrs.evolve(
+    BEFORE, fuel=BEFORE.fuel + 1, size=6 * REGION, regions={0: 3, 2: 5, 4: 1, 5: 1}
+)
+
+
+def laid_out(whole: Snapshot, fill: int) -> tuple[bytes, dict[int, int]]:
+    """Bytes of a snapshot, and where each of its regions begins; region 0 is filled with *fill*."""
+    data, begins = encode_head(whole), {}
+    for number, mask in whole.regions.items():
+        begins[number] = len(data)
+        raw = bytes([number or fill]) * PIECE * mask.bit_count()
+        data += encode_frame(raw)
+    return data, begins
+
+
+def since(shared: list[tuple[int, int]]) -> list[Pages]:
+    """What AFTER brings where BEFORE lies, with regions of both that are said to be the same."""
+    was, was_at = laid_out(BEFORE, 8)
+    now, now_at = laid_out(AFTER, 9)
+    before, pages = decode_since(None, memoryview(was))
+    assert len(list(pages)) == len(BEFORE.regions)
+    holes = bytearray(now)
+    told = []
+    for number, other in shared:
+        at, end = now_at[number], now_at[number] + len(encode_frame(bytes(PIECE)))
+        told.append(Shared(at, was_at[other], before.frames[was_at[other]][2] - was_at[other]))
+        holes[at:end] = bytes(end - at)
+    laid, changes = decode_since(before, memoryview(bytes(holes)), told)
+    found = list(changes)
+    assert laid.snapshot == AFTER
+    assert sorted(laid.frames) == sorted(now_at.values())
+    return found
+
+
+def test_of_a_later_state_comes_what_is_other_than_before() -> None:
+    """Pages of a region that is fresh again are none, and it is told."""
+    filled = {number: bytes([number or 9]) * PIECE for number in AFTER.regions}
+    assert since([(4, 4)]) == [
+        (0, 3, filled[0] * 2),
+        (2, 5, filled[2] * 2),
+        (5, 1, filled[5]),
+        (1, 0, b""),
+    ]
+
+
+@pytest.mark.parametrize("lie", [(4, 1), (5, 4), (2, 2)], ids=["number", "new", "pages"])
+def test_what_was_not_the_same_is_never_taken_for_it(lie: tuple[int, int]) -> None:
+    with pytest.raises(PeerError):
+        since([(4, 4), lie] if lie[0] != 4 else [lie])
 
 
 def test_masked_pages_are_those_with_a_bit() -> None:

@@ -60,7 +60,7 @@ def test_a_report_comes_back_from_its_frame(report: Report) -> None:
 
 def test_a_run_comes_back_from_its_frame() -> None:
     named = (("a", "/a"), ("b", "/b"))
-    run = RunJob(b"job", "/module", named, "/scratch", "/cache", "/state", 7, 250)
+    run = RunJob(b"job", "/module", named, "/scratch", "/cache", 250, is_moved=True)
     assert decode_run(encode_run(run)[HEADER:]) == run
 
 
