@@ -19,7 +19,7 @@ OFTEN = {"MESH_MARKET__LEASE_TTL_S": "3"}
 LIMITS = Limits(
     memory=256 << 20, disk=16 << 20, fuel=10**12, max_price=10**9, deadline_ms=3_600_000
 )
-PROGRAMS = {"c": (MANDELBROT, ["1600", "1400"]), "rust": (COLLATZ, ["15000000"])}
+PROGRAMS = {"c": (MANDELBROT, ["1600", "1400"]), "rust": (COLLATZ, ["6000000"])}
 """Half a minute or so each, on an idle core."""
 
 
@@ -94,7 +94,7 @@ def test_a_task_moved_five_times_leaves_what_an_unmoved_one_does(mesh: Mesh, pro
     assert [step.source for step in record.path] == hosts
     assert len(set(hosts)) == 2
     check_one_bill(buyer, record)
-    kinds = kinds_of(buyer.client.receipts(task))
+    kinds = [kind for kind in kinds_of(buyer.client.receipts(task)) if kind[0] != "use"]
     assert kinds == [(kind, fence) for fence in range(1, 7) for kind in ("alloc", "settle")]
 
 
