@@ -20,31 +20,32 @@ NESTING_MAX = 10_000
 _LEB = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
 _ACCESS = rb"[\x00-\x3f]" + _LEB
 """Alignment and offset in the one memory: a second one would set a bit of the alignment."""
-_PLAIN = re.compile(
-    b"(?:"
-    + b"|".join(
-        (
-            rb"[\x00\x01\x0f\x1a\x1b\x45-\xc4\xd1]",  # numbers, drop, select, return, unreachable
-            rb"[\x0c\x0d\x20-\x25\x41\x42]" + _LEB,  # branches, locals, globals, table.get
-            rb"[\x28-\x3e]" + _ACCESS,
-            rb"[\x3f\x40]\x00",
-            rb"\x43.{4}",
-            rb"\x44.{8}",
-            rb"\xd0[\x6f\x70]",
-            rb"\xfc[\x00-\x07]",  # conversions that saturate
-            rb"\xfc\x0a\x00\x00",  # memory.copy
-            rb"\xfc\x0b\x00",  # memory.fill
-            rb"\xfc\x10" + _LEB,  # table.size
-            rb"\xfd(?:[\x00-\x0b]|[\x5c\x5d])" + _ACCESS,
-            rb"\xfd[\x54-\x5b]" + _ACCESS + b".",
-            rb"\xfd[\x0c\x0d].{16}",
-            rb"\xfd[\x15-\x22].",
-            rb"\xfd(?:[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]\x01)",
-        )
-    )
-    + b")*+",
-    re.DOTALL,
+_OPERATIONS = (
+    rb"[\x00\x01\x0f\x1a\x1b\x45-\xc4\xd1]",  # numbers, drop, select, return, unreachable
+    rb"[\x20-\x25\x41\x42]" + _LEB,  # locals, globals, table.get
+    rb"[\x28-\x3e]" + _ACCESS,
+    rb"[\x3f\x40]\x00",
+    rb"\x43.{4}",
+    rb"\x44.{8}",
+    rb"\xd0[\x6f\x70]",
+    rb"\xfc[\x00-\x07]",  # conversions that saturate
+    rb"\xfc\x0a\x00\x00",  # memory.copy
+    rb"\xfc\x0b\x00",  # memory.fill
+    rb"\xfc\x10" + _LEB,  # table.size
+    rb"\xfd(?:[\x00-\x0b]|[\x5c\x5d])" + _ACCESS,
+    rb"\xfd[\x54-\x5b]" + _ACCESS + b".",
+    rb"\xfd[\x0c\x0d].{16}",
+    rb"\xfd[\x15-\x22].",
+    rb"\xfd(?:[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]\x01)",
 )
+
+
+def operations(*others: bytes) -> re.Pattern[bytes]:
+    """As many instructions as there are that open, close, branch and call nothing; and *others*."""
+    return re.compile(b"(?:" + b"|".join((*_OPERATIONS, *others)) + b")*+", re.DOTALL)
+
+
+_PLAIN = operations(rb"[\x0c\x0d]" + _LEB)  # branches
 _FORBIDDEN = {
     0x06: "exceptions",
     0x07: "exceptions",
@@ -81,11 +82,22 @@ _FORBIDDEN_BULK = {
 class Loop:
     """One loop of a function."""
 
+    start: int
+    """Where it stands itself."""
     at: int
     """Where its first instruction stands."""
+    is_void: bool
+    """Whether it neither takes nor gives values."""
     is_nested: bool
+    end: int = 0
+    """Where its `end` stands."""
     has_loop: bool = False
-    has_call: bool = False
+    has_reference: bool = False
+    """Whether it names or calls a function. As what follows, outside of the loops in it."""
+    calls: set[int] = field(factory=set)
+    """Functions that it calls by name."""
+    pointers: set[int] = field(factory=set)
+    """Types of those that it calls by a pointer."""
 
 
 @define(eq=False)
@@ -98,7 +110,8 @@ class Body:
     calls: set[int] = field(factory=set)
     repeats: set[int] = field(factory=set)
     """Those of `calls` that it makes within a loop."""
-    calls_indirectly: bool = False
+    pointers: set[int] = field(factory=set)
+    """Types of the functions that it calls by a pointer."""
     references: list[tuple[int, int, int]] = field(factory=list)
     """(start, end, function): where a number in the code names a function."""
 
@@ -129,13 +142,13 @@ def _read_blocks(cursor: Cursor, body: Body) -> None:
                 if not open_blocks:
                     return
                 if open_blocks.pop() is not None:
-                    loops.pop()
+                    loops.pop().end = cursor.at - 1
             case 0x05:
                 pass
             case 0x03:
                 open_blocks.append(_open_loop(cursor, body, loops))
             case 0x02 | 0x04:
-                _skip_block_type(cursor)
+                skip_block_type(cursor)
                 open_blocks.append(None)
             case other:
                 _read_other(other, cursor, body, loops)
@@ -144,10 +157,12 @@ def _read_blocks(cursor: Cursor, body: Body) -> None:
 
 
 def _open_loop(cursor: Cursor, body: Body, loops: list[Loop]) -> Loop:
-    _skip_block_type(cursor)
+    start = cursor.at - 1
+    skip_block_type(cursor)
     if loops:
         loops[-1].has_loop = True
-    loop = Loop(cursor.at, is_nested=bool(loops))
+    is_void = cursor.data[start + 1 : cursor.at] == b"\x40"
+    loop = Loop(start, cursor.at, is_void, is_nested=bool(loops))
     loops.append(loop)
     body.loops.append(loop)
     return loop
@@ -156,18 +171,20 @@ def _open_loop(cursor: Cursor, body: Body, loops: list[Loop]) -> Loop:
 def _read_other(opcode: int, cursor: Cursor, body: Body, loops: list[Loop]) -> None:
     match opcode:
         case 0x10:
-            called = _read_reference(cursor, body)
+            called = _read_reference(cursor, body, loops)
             body.calls.add(called)
             if loops:
                 body.repeats.add(called)
-                _mark_calls(loops)
+                loops[-1].calls.add(called)
         case 0x11:
+            called = cursor.u32()
             cursor.u32()
-            cursor.u32()
-            body.calls_indirectly = True
-            _mark_calls(loops)
+            body.pointers.add(called)
+            if loops:
+                loops[-1].has_reference = True
+                loops[-1].pointers.add(called)
         case 0xD2:
-            _read_reference(cursor, body)
+            _read_reference(cursor, body, loops)
         case 0x0E:
             for _ in range(cursor.count() + 1):
                 cursor.u32()
@@ -179,19 +196,13 @@ def _read_other(opcode: int, cursor: Cursor, body: Body, loops: list[Loop]) -> N
             refuse(f"it uses {_FORBIDDEN.get(opcode, f'the unknown instruction {opcode:#04x}')}")
 
 
-def _read_reference(cursor: Cursor, body: Body) -> int:
+def _read_reference(cursor: Cursor, body: Body, loops: list[Loop]) -> int:
     start = cursor.at
     function = cursor.u32()
     body.references.append((start, cursor.at, function))
+    if loops:
+        loops[-1].has_reference = True
     return function
-
-
-def _mark_calls(loops: list[Loop]) -> None:
-    """All of the loops around a call have one; outer ones were marked with the inner."""
-    for loop in reversed(loops):
-        if loop.has_call:
-            break
-        loop.has_call = True
 
 
 def _refuse_bulk(cursor: Cursor) -> NoReturn:
@@ -199,7 +210,7 @@ def _refuse_bulk(cursor: Cursor) -> NoReturn:
     refuse(f"it uses {_FORBIDDEN_BULK.get(code, f'the unknown instruction 0xfc {code}')}")
 
 
-def _skip_block_type(cursor: Cursor) -> None:
+def skip_block_type(cursor: Cursor) -> None:
     for _ in range(5):
         if cursor.byte() < 0x80:
             return

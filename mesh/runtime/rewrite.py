@@ -1,8 +1,9 @@
 """Modules made ready to be moved, and made whole after Binaryen has been over them. Pure.
 
 `add_checks` puts `if (mesh.flag) mesh.yield()` where a running guest can be asked to stop; Binaryen
-then makes every function able to unwind and rewind (Asyncify); `finish` names all that makes up a
-guest's state. A moved guest is the same artefact on every machine: only one of them needs Binaryen.
+then makes the functions that may lead there able to unwind and rewind (Asyncify); `finish` names
+all that makes up a guest's state. A moved guest is the same artefact on every machine: only one of
+them needs Binaryen.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from attrs import frozen
 from mesh.runtime import binary
 from mesh.runtime.binary import (
     CODE,
+    CUSTOM,
     DATA,
     ELEMENT,
     EXPORT,
@@ -34,6 +36,7 @@ from mesh.runtime.binary import (
     refuse,
     u32,
 )
+from mesh.runtime.calls import Calls, calls_of
 from mesh.runtime.instructions import Body, Loop, read_body
 from mesh.runtime.module import (
     FLAG,
@@ -45,13 +48,16 @@ from mesh.runtime.module import (
     check_module,
 )
 from mesh.runtime.recursion import recursive
+from mesh.runtime.unrolling import is_short, write_out
 
-REWRITING = 2
+REWRITING = 3
 """Counts the ways of making a module movable, this file's and binaryen.py's: one more whenever the
 same module comes out as other bytes, since auditors make modules again and compare."""
 Move = Callable[[int], int]
 """Of the number of a function, the one it has from now on."""
 _ASYNCIFY = "asyncify_"
+MOVING = "moving"
+"""How the names begin, as Binaryen hears them, of functions that a guest can be stopped in."""
 _NO_TYPE = b"\x60\0\0"
 
 
@@ -60,8 +66,8 @@ class Policy(Enum):
 
     OUTER = "outer"
     """In loops and in functions that may call themselves, but not in the innermost loops of a nest
-    that call nothing: these cost most and end soonest. A function that is called in a loop counts
-    as part of it, and what it calls too."""
+    that call nothing, or only what has no loop: these cost most and end soonest. A function that is
+    called in a loop counts as part of it, and what it calls too."""
     ALL = "all"
     """In every loop, and in functions that may call themselves."""
 
@@ -96,11 +102,10 @@ def add_checks(wasm: bytes, policy: Policy) -> tuple[bytes, Checks]:
     moved = first + len(bodies)
     flag = len(parts.globals())
     check = b"\x23" + u32(flag) + b"\x04\x40\x10" + u32(first) + b"\x0b"
-    entered = _entered(read, first, _in_tables(parts))
-    repeated = _repeated(read, first)
-    places = [
-        _places(body, policy, n in entered, n in repeated) for n, body in enumerate(read, first)
-    ]
+    calls = calls_of(parts, read, _in_tables(parts))
+    entered = {n for n in recursive(calls.graph) if n < len(read)}
+    places = _places(read, calls, policy, entered)
+    moving = calls.callers(n for n, at in enumerate(places) if at)
     bodies = [
         _edit(code, body, at, check, first, moved)
         for code, body, at in zip(bodies, read, places, strict=True)
@@ -112,7 +117,9 @@ def add_checks(wasm: bytes, policy: Policy) -> tuple[bytes, Checks]:
     parts.replace(GLOBAL, [*(g.raw for g in parts.globals()), bytes((I32, 1, 0x41, 0, 0x0B))])
     exports = [_moved_export(e, first, moved) for e in parts.exports()]
     parts.replace(EXPORT, [*exports, binary.export(FLAG, GLOBAL_KIND, flag)])
-    return parts.write(), _count(read, places, policy, entered)
+    numbers = (moved, *range(first + 1, moved))
+    named = _named({number: n in moving for n, number in enumerate(numbers)})
+    return parts.write() + named, _count(read, places, entered)
 
 
 def check_movable(parts: Parts) -> None:
@@ -143,18 +150,6 @@ def _check_data(cursor: Cursor) -> None:
 # --- where to look ------------------------------------------------------------------------------
 
 
-def _entered(bodies: list[Body], first: int, in_tables: set[int]) -> set[int]:
-    """Functions that may come to call themselves: by name, or by a pointer to one in a table."""
-    own = range(first, first + len(bodies))
-    tables = len(bodies)  # a node of its own, which calls all that a pointer may point to
-    calls = [
-        [c - first for c in body.calls if c in own] + [tables] * body.calls_indirectly
-        for body in bodies
-    ]
-    calls.append([c - first for c in in_tables if c in own])
-    return {first + n for n in recursive(calls) if n != tables}
-
-
 def _in_tables(parts: Parts) -> set[int]:
     found: set[int] = set()
 
@@ -179,19 +174,30 @@ def _repeated(bodies: list[Body], first: int) -> set[int]:
     return found
 
 
-def _places(body: Body, policy: Policy, is_entered: bool, is_repeated: bool) -> list[int]:
-    at = [loop.at for loop in body.loops if _is_checked(loop, policy, is_repeated)]
-    return [body.at, *at] if is_entered else at
+def _places(bodies: list[Body], calls: Calls, policy: Policy, entered: set[int]) -> list[list[int]]:
+    """Where each function looks at the flag; *entered* are those that may call themselves."""
+    repeated = _repeated(bodies, calls.first)
+    lasting = calls.callers(
+        n
+        for n, body in enumerate(bodies)
+        if n in entered or body.loops or any(called < calls.first for called in body.calls)
+    )
+
+    def is_checked(loop: Loop, is_repeated: bool) -> bool:
+        if policy is Policy.ALL or loop.has_loop or not (loop.is_nested or is_repeated):
+            return True
+        if any(called < calls.first for called in loop.calls):
+            return True
+        return not lasting.isdisjoint(calls.nodes(loop.calls, loop.pointers))
+
+    return [
+        [body.at] * (n in entered)
+        + [loop.at for loop in body.loops if is_checked(loop, calls.first + n in repeated)]
+        for n, body in enumerate(bodies)
+    ]
 
 
-def _is_checked(loop: Loop, policy: Policy, is_repeated: bool) -> bool:
-    is_nested = loop.is_nested or is_repeated
-    return policy is Policy.ALL or loop.has_loop or loop.has_call or not is_nested
-
-
-def _count(
-    bodies: list[Body], places: list[list[int]], policy: Policy, entered: set[int]
-) -> Checks:
+def _count(bodies: list[Body], places: list[list[int]], entered: set[int]) -> Checks:
     return Checks(
         loops=sum(len(body.loops) for body in bodies),
         checked_loops=sum(map(len, places)) - len(entered),
@@ -200,12 +206,28 @@ def _count(
     )
 
 
+def _named(moving: dict[int, bool]) -> bytes:
+    """Names of functions for Binaryen, by which it knows those in which a guest may be stopped."""
+    names = (
+        u32(number) + binary.text(f"{MOVING if moving[number] else 'fixed'}.{number}")
+        for number in sorted(moving)
+    )
+    functions = u32(len(moving)) + b"".join(names)
+    return binary.section(
+        CUSTOM, binary.text("name") + bytes((1,)) + u32(len(functions)) + functions
+    ).raw
+
+
 # --- numbers that change ------------------------------------------------------------------------
 
 
 def _edit(code: bytes, body: Body, places: list[int], check: bytes, old: int, new: int) -> bytes:
-    """*code* with *check* at *places* and references to *old* made those to *new*."""
-    edits = [(at, at, check) for at in places]
+    """*code* with *check* at *places*, short loops written out, references to *old* made *new*."""
+    short = [loop for loop in body.loops if is_short(loop)]
+    edits = [(at, at, check) for at in {*places} - {loop.at for loop in short}]
+    for loop in short:
+        head = check if loop.at in places else b""
+        edits.append((loop.start, loop.end + 1, write_out(code[loop.at : loop.end], head)))
     edits += [(start, end, u32(new)) for start, end, f in body.references if f == old]
     pieces, done = [], 0
     for start, end, put in sorted(edits):

@@ -57,18 +57,17 @@ class Standby:
 
     async def start(self, snapshot: Path) -> None:
         """Let it get ready, and take in its first state, as `lay`."""
-        put_rest(snapshot, self.scratch)
-        await self._tell(encode_run(self.order) + encode_order(Lay(())))
+        await self._tell(snapshot, encode_run(self.order) + encode_order(Lay(())))
 
     async def lay(self, snapshot: Path, shared: Iterable[Shared]) -> None:
         """Let it take in a state in the place of the last, from a file that becomes its own.
 
         Raises WorkerLost where it cannot.
         """
-        put_rest(snapshot, self.scratch)
-        await self._tell(encode_order(Lay(tuple(shared))))
+        await self._tell(snapshot, encode_order(Lay(tuple(shared))))
 
-    async def _tell(self, frames: bytes) -> None:
+    async def _tell(self, snapshot: Path, frames: bytes) -> None:
+        put_rest(snapshot, self.scratch)
         try:
             with trio.fail_after(LAY_S):
                 await self.worker.send_frames(frames)
@@ -79,6 +78,9 @@ class Standby:
             raise WorkerLost(f"a standby died ({await self.worker.end()})") from None
         except PeerError as error:
             raise WorkerLost(f"a standby broke the protocol: {error}") from None
+        # To remove what may be gigabytes takes long: not when the last state comes in its place.
+        rest = self.scratch / REST
+        await trio.to_thread.run_sync(lambda: rest.unlink(missing_ok=True))
 
     async def _hear_laid(self) -> None:
         while True:

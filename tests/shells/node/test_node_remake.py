@@ -27,7 +27,7 @@ from mesh.storage.unixfs import import_file
 GUESTS = Path(__file__).parents[2] / "guests"
 PLAIN, MOVABLE = ((GUESTS / name).read_bytes() for name in ("hostile.wasm", "hostile.movable.wasm"))
 BARE = write_sections(s for s in read_sections(MOVABLE) if s.number != CUSTOM)
-NAME = "mesh-2/binaryen-116"
+NAME = "mesh-3/binaryen-116"
 
 
 def cid_of_file(data: bytes) -> Origin:

@@ -269,7 +269,7 @@ def test_a_snapshot_wakes_somewhere_else(
     tmp_path: Path,
 ) -> None:
     """Through the bytes that travel, its system calls included, ten times."""
-    monkeypatch.setattr(engine_module, "SLICE", 500_000)
+    monkeypatch.setattr(engine_module, "SLICE", 200_000)
     here = tuple(Tree(name, tmp_path) for name in TREES[1:])
     trees = (Tree(TREES[0], None), *here)
     expected = Run(engine, module, "spin", "3", trees=trees).finish(lambda: None)

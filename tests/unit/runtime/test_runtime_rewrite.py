@@ -87,8 +87,14 @@ def test_outer_leaves_out_the_innermost_loops_that_call_nothing() -> None:
     assert checks_of(nest) == Checks(3, 2, 1, 0)
     assert checks_of(nest, policy=Policy.ALL) == Checks(3, 3, 1, 0)
     assert checks_of(loop(b"")) == Checks(1, 1, 1, 0)
-    assert checks_of(loop(loop(call(1))), b"") == Checks(2, 2, 2, 0)
-    assert checks_of(loop(loop(b"\x01") + loop(call(1))), b"") == Checks(3, 2, 2, 0)
+    assert checks_of(loop(loop(call(1))), loop(b"")) == Checks(3, 2, 2, 0)
+    assert checks_of(loop(loop(b"\x01") + loop(call(1))), call(1)) == Checks(3, 2, 2, 1)
+
+
+def test_what_has_no_loop_may_be_called_in_an_innermost_one() -> None:
+    assert checks_of(loop(loop(call(1))), call(2), b"") == Checks(2, 1, 3, 0)
+    assert checks_of(loop(loop(call(1))), call(2), loop(b"")) == Checks(3, 2, 3, 0)
+    assert checks_of(loop(loop(call(1))), call(2), call(2)) == Checks(2, 2, 3, 1)
 
 
 def test_outer_counts_a_function_called_in_a_loop_as_part_of_it() -> None:
@@ -113,6 +119,34 @@ def test_calls_by_a_pointer_lead_to_what_is_in_a_table(target: int, entered: int
     )
     _, checks = add_checks(wasm, Policy.OUTER)
     assert checks.checked_functions == entered
+
+
+@pytest.mark.parametrize(("target", "checked"), [(1, 1), (2, 2)])
+def test_by_a_pointer_is_called_what_a_table_holds_of_its_type(target: int, checked: int) -> None:
+    """In the innermost loop of 0; 2 has a loop, and another type."""
+    wasm = module(
+        types=section(1, b"\x60\0\0", b"\x60\x01\x7f\0"),
+        functions=section(3, b"\0", b"\0", b"\x01" if target == 1 else b"\0"),
+        tables=section(4, b"\x70\0\x02"),
+        code=section(9, b"\0\x41\0\x0b\x02\x01\x02")
+        + code(loop(loop(POINTER)), b"\x01", loop(loop(b""))),
+    )
+    _, checks = add_checks(wasm, Policy.OUTER)
+    assert checks.checked_loops == checked + 1
+
+
+def names_of(wasm: bytes) -> dict[int, str]:
+    """Of functions, as the custom section says that is called name."""
+    found = [s.body for s in read_sections(wasm) if s.body.startswith(binary.text("name"))]
+    cursor = Cursor(found[0], len(binary.text("name")) + 1)
+    cursor.u32()
+    return {cursor.u32(): cursor.name() for _ in range(cursor.count())}
+
+
+def test_functions_that_lead_to_no_check_are_named_so() -> None:
+    """And Asyncify leaves them as they are. The first function is the last from there on."""
+    made, _ = add_checks(functions(call(1) + call(2), call(3), b"", loop(b"")), Policy.OUTER)
+    assert names_of(made) == {1: "moving.1", 2: "fixed.2", 3: "moving.3", 4: "moving.4"}
 
 
 def test_functions_that_may_call_themselves_look_at_their_entry() -> None:

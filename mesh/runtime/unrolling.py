@@ -1,0 +1,68 @@
+"""Short loops written out several times. Pure.
+
+The meter looks at its count at the head of every loop, and a machine's registers are emptied for
+that. A loop that is written out is headed less often: what it computes, and what that burns, stays
+the same, but for a unit where it ends by itself.
+"""
+
+from __future__ import annotations
+
+from mesh.runtime.binary import Cursor, u32
+from mesh.runtime.instructions import Loop, operations, skip_block_type
+
+COPIES = 4
+BYTES_MAX = 200
+"""Of instructions in such a loop."""
+_BLOCK = b"\x02\x40"
+_END = b"\x0b"
+_OPERATIONS = operations()
+
+
+def is_short(loop: Loop) -> bool:
+    """Whether it is written out: it holds no loop and no call, and gives no values back."""
+    is_simple = loop.is_void and not (loop.has_loop or loop.has_reference)
+    return is_simple and loop.end - loop.at <= BYTES_MAX
+
+
+def write_out(inner: bytes, head: bytes) -> bytes:
+    """The loop of the instructions *inner*, and of *head* once in COPIES times.
+
+    A block around each copy but the last takes the place of the loop: who branches there goes on
+    to the next copy. Who comes to the end leaves a block around all of it.
+    """
+    again = _BLOCK + _relabelled(inner, 2) + b"\x0c\x02" + _END
+    last = _relabelled(inner, 1)
+    return b"".join((_BLOCK, b"\x03\x40", head, again * (COPIES - 1), last, _END, _END))
+
+
+def _relabelled(inner: bytes, more: int) -> bytes:
+    """*inner*, with *more* blocks between it and what lies outside of the loop."""
+    cursor, depth = Cursor(inner), 0
+    pieces: list[bytes] = []
+    done = 0
+    while True:
+        found = _OPERATIONS.match(inner, cursor.at)
+        assert found is not None
+        cursor.at = found.end()
+        if cursor.at == cursor.end:
+            return b"".join((*pieces, inner[done:]))
+        labels = 0
+        match cursor.byte():
+            case 0x0B:
+                depth -= 1
+            case 0x02 | 0x04:
+                skip_block_type(cursor)
+                depth += 1
+            case 0x0C | 0x0D:
+                labels = 1
+            case 0x0E:
+                labels = cursor.count() + 1
+            case 0x1C:
+                cursor.take(cursor.count())
+            case other:
+                assert other == 0x05, other
+        for _ in range(labels):
+            start, label = cursor.at, cursor.u32()
+            if label > depth:
+                pieces += [inner[done:start], u32(label + more)]
+                done = cursor.at

@@ -1,0 +1,100 @@
+"""Loops written out compute and burn what they did, however they are left."""
+
+from __future__ import annotations
+
+import pytest
+import wasmtime
+
+from mesh.runtime import binary
+from mesh.runtime.binary import CODE, Parts
+from mesh.runtime.instructions import read_body
+from mesh.runtime.unrolling import BYTES_MAX, is_short, write_out
+
+STEP = "(local.set $n (i32.add (local.get $n) (i32.const 1)))"
+SUM = "(local.set $s (i32.add (i32.mul (local.get $s) (i32.const 3)) (local.get $n)))"
+MORE = "(i32.lt_u (local.get $n) (local.get $most))"
+LOOPS = {
+    "at its end": f"(loop $l {STEP} {SUM} (br_if $l {MORE}))",
+    "in the middle": f"""(block $out (loop $l {STEP}
+        (br_if $out (i32.eqz {MORE})) {SUM} (br $l)))""",
+    "from a block in it": f"""(loop $l {STEP} (block $skip
+        (br_if $skip (i32.and (local.get $n) (i32.const 1))) {SUM} (br_if $l {MORE}))
+        (br_if $l {MORE}))""",
+    "by a table": f"""(block $a (block $b (loop $l {STEP} (if {MORE} (then {SUM}) (else (br $a)))
+        (block $c (br_table $c $l $l $b $c (i32.rem_u (local.get $n) (i32.const 7))))
+        (br_if $l {MORE}))) {STEP})""",
+    "by a return": f"(loop $l {STEP} (if (i32.eqz {MORE}) (then (return (local.get $n)))) (br $l))",
+    "within another": f"""(loop $o (loop $l {STEP} {SUM}
+        (br_if $o (i32.eqz (i32.rem_u (local.get $n) (i32.const 5)))) (br_if $l {MORE})))""",
+}
+
+
+def module_of(loop: str) -> bytes:
+    return bytes(
+        wasmtime.wat2wasm(
+            f"""(module (func (export "run") (param $most i32) (result i32)
+            (local $n i32) (local $s i32) {loop}
+            (i32.add (local.get $s) (local.get $n))))"""
+        )
+    )
+
+
+def written_out(wasm: bytes, head: bytes = b"") -> bytes:
+    """The module with its only short loop written out."""
+    parts = Parts(wasm)
+    (code,) = parts.code()
+    (loop,) = [loop for loop in read_body(code).loops if is_short(loop)]
+    made = write_out(code[loop.at : loop.end], head)
+    parts.replace(CODE, [binary.code_entry(code[: loop.start] + made + code[loop.end + 1 :])])
+    return parts.write()
+
+
+@pytest.fixture(scope="module")
+def engine() -> wasmtime.Engine:
+    config = wasmtime.Config()
+    config.consume_fuel = True
+    return wasmtime.Engine(config)
+
+
+def run(engine: wasmtime.Engine, wasm: bytes, most: int) -> tuple[object, int]:
+    """What it gives back, and the fuel that took."""
+    store = wasmtime.Store(engine)
+    store.set_fuel(1_000_000)
+    instance = wasmtime.Instance(store, wasmtime.Module(engine, wasm), [])
+    found = instance.exports(store)["run"]
+    assert isinstance(found, wasmtime.Func)
+    given = found(store, most)
+    return given, 1_000_000 - store.get_fuel()
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_it_computes_the_same_for_a_unit_more_at_most(engine: wasmtime.Engine, name: str) -> None:
+    wasm = module_of(LOOPS[name])
+    made = written_out(wasm)
+    for most in range(40):
+        before, burnt = run(engine, wasm, most)
+        after, burns = run(engine, made, most)
+        assert after == before
+        assert 0 <= burns - burnt <= (most + 1 if name == "within another" else 1)
+
+
+def test_its_head_is_come_to_once_in_four(engine: wasmtime.Engine) -> None:
+    wasm = module_of(LOOPS["at its end"].replace(SUM, ""))
+    count_heads = b"\x20\x02\x41\x01\x6a\x21\x02"
+    for most in range(1, 40):
+        assert run(engine, written_out(wasm, count_heads), most)[0] == most + -(-most // 4)
+
+
+@pytest.mark.parametrize(
+    ("loop", "is_written_out"),
+    [
+        ("(loop $l)", True),
+        ("(loop $l (result i32) (i32.const 1)) (drop)", False),
+        ("(loop $l (drop (call 0 (i32.const 1))))", False),
+        ("(loop $l " + "(nop)" * BYTES_MAX + ")", True),
+        ("(loop $l " + "(nop)" * (BYTES_MAX + 1) + ")", False),
+    ],
+)
+def test_only_short_loops_that_call_nothing_are(loop: str, is_written_out: bool) -> None:
+    (code,) = Parts(module_of(loop)).code()
+    assert [is_short(loop) for loop in read_body(code).loops] == [is_written_out]
