@@ -91,6 +91,8 @@ class Tenancy:
     save_at: float = 0.0
     leaving: str = ""
     """Why it is being taken out."""
+    leave_tries: int = 0
+    """How often that could not be done yet."""
     is_fixed: bool = False
     """It cannot be moved."""
     claim_at: float = 0.0

@@ -36,6 +36,10 @@ from mesh.sansio import (
 
 _KEEPING_BYTES_S = 100e6
 """About how fast a state is kept and carried to its buyer."""
+_LEAVE_TRIES = 5
+_LEAVE_AGAIN_S = 1.0
+_ASKED = float("inf")
+"""When the state of a run is kept that is being taken out."""
 _BETWEEN_LOSSES_S = 86_400.0
 """About how long an executor lives."""
 
@@ -123,7 +127,7 @@ class Departures:
             return []
         if tenancy.is_fixed:
             return [Send(tenancy.buyer, Stays(tenancy.task, tenancy.fence, _FIXED))]
-        tenancy.leaving = reason
+        tenancy.leaving, tenancy.leave_tries, tenancy.save_at = reason, 0, _ASKED
         told = self._tenancies.tell(tenancy, "leaving", reason)
         return [told, Suspend(tenancy.task, tenancy.fence)]
 
@@ -163,6 +167,10 @@ class Departures:
         tenancy = self._tenancies.hosted_as(event.task, event.fence)
         if tenancy is None:
             return []
+        if tenancy.leaving and not event.is_for_good and tenancy.leave_tries < _LEAVE_TRIES:
+            tenancy.leave_tries += 1  # it has only just begun, or is paused for a moment
+            tenancy.save_at, tenancy.is_saving = now + _LEAVE_AGAIN_S, False
+            return [WakeAt(tenancy.save_at, Woken("save", event.task, event.fence))]
         was_leaving, tenancy.leaving = tenancy.leaving, ""
         tenancy.is_saving = False
         tenancy.is_fixed = tenancy.is_fixed or event.is_for_good
@@ -175,8 +183,11 @@ class Departures:
 
     def save_due(self, tenancy: Tenancy | None, now: float) -> list[Action]:
         """Time to keep its state, if it has got any further; or to take it out once more."""
-        if tenancy is None or tenancy.is_fixed or tenancy.leaving or now < tenancy.save_at:
+        if tenancy is None or tenancy.is_fixed or now < tenancy.save_at:
             return []
+        if tenancy.leaving:
+            is_due, tenancy.save_at = tenancy.save_at < _ASKED, _ASKED
+            return [Suspend(tenancy.task, tenancy.fence)] if is_due else []
         if self._tenancies.is_closed:
             return self._leave(tenancy, _DRAINING)
         if tenancy.is_saving:

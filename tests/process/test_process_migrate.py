@@ -19,7 +19,7 @@ OFTEN = {"MESH_MARKET__LEASE_TTL_S": "3"}
 LIMITS = Limits(
     memory=256 << 20, disk=16 << 20, fuel=10**12, max_price=10**9, deadline_ms=3_600_000
 )
-PROGRAMS = {"c": (MANDELBROT, ["1600", "1400"]), "rust": (COLLATZ, ["6000000"])}
+PROGRAMS = {"c": (MANDELBROT, ["2000", "1600"]), "rust": (COLLATZ, ["6000000"])}
 """Half a minute or so each, on an idle core."""
 
 
@@ -100,7 +100,7 @@ def test_a_task_moved_five_times_leaves_what_an_unmoved_one_does(mesh: Mesh, pro
 
 @pytest.mark.slow
 def test_a_drained_node_is_empty_and_its_task_goes_on_elsewhere(mesh: Mesh) -> None:
-    buyer, *_ = mesh.start(3, buyers=1)
+    buyer, *_ = mesh.start(3, buyers=1, **OFTEN)
     mesh.meet()
     task = submit(buyer, "c")
     record = runs_on(buyer, task, 0)
