@@ -12,6 +12,7 @@ what lies on the disk; a call does a bounded number of things. The same seed doe
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import struct
 import sys
@@ -405,6 +406,7 @@ def _open_handles() -> int:
 
 def play(seed: int, store: wasmtime.Store, build: Build = Files, tree: type[Tree] = Tree) -> Guest:
     """One guest from its first call to its last. Raises Broken."""
+    gc.collect()  # handles that others forgot must not be closed, and missed, meanwhile
     with tempfile.TemporaryDirectory() as folder:
         guest = Guest(seed, Path(folder), store, build, tree)
         guest.run()

@@ -55,7 +55,7 @@ T = TypeVar("T", bound=Event)
 
 
 def travel(blocks: Blocks) -> Work:
-    return work_in(blocks, TRAVELLER.read_bytes(), args=("24", "4000"), fuel=1 << 40)
+    return work_in(blocks, TRAVELLER.read_bytes(), args=("24", "20000"), fuel=1 << 40)
 
 
 async def heard(hands: Hands, kind: type[T], count: int = 1) -> T:

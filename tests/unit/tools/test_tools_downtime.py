@@ -18,7 +18,7 @@ async def test_a_task_is_moved_between_two_processes_and_timed(
     downtime = tool("downtime")
     limits = {"memory": 8 << 20, "after": 100_000_000}
     cold = await downtime.move(
-        HEAP, ("4", "600"), tmp_path / "cold", copies=0, waits=True, **limits
+        HEAP, ("4", "30000"), tmp_path / "cold", copies=0, waits=True, **limits
     )
     result, stdout = cold.end
     assert (result.status, result.exit_code) == ("exited", 0)
