@@ -215,11 +215,9 @@ def measure_suspension(found: list[Kernel], times: int) -> list[float]:
 
 def suspend_along(kernel: Kernel, module: wasmtime.Module) -> Iterator[float]:
     """One run of *kernel* from its beginning to its end, suspended now and then."""
-    run, chance, image = Run(kernel.args), random.Random(1), None
+    run, chance = Run(kernel.args), random.Random(1)
+    guest = MovableGuest(engine_of("movable"), module, fuel=FUEL, memory=MEMORY, call=run.call)
     while True:
-        guest = MovableGuest(
-            engine_of("movable"), module, fuel=FUEL, memory=MEMORY, call=run.call, image=image
-        )
         asked = Request(guest, chance.randrange(1, 6), chance.random())
         try:
             if not guest.advance(asked.on_slice):
@@ -227,7 +225,7 @@ def suspend_along(kernel: Kernel, module: wasmtime.Module) -> Iterator[float]:
         except Exit:
             return
         yield 1000 * (time.perf_counter() - asked.at)
-        image = guest.image()
+        guest.wake()
 
 
 class Request:

@@ -14,10 +14,11 @@ from attrs import frozen
 
 from mesh.ids import Cid, TaskId
 from mesh.market.order import Group, State, TaskRecord
+from mesh.market.terms import CANCELLED
 
 WALL_LIMIT = "wall-limit"
 """How a run ends that is a matter of the machine."""
-_ACCIDENTS = (WALL_LIMIT, "cancelled")
+_ACCIDENTS = (WALL_LIMIT, CANCELLED)
 """Endings that are to be compared with nothing."""
 
 

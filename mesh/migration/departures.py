@@ -2,8 +2,8 @@
 
 A run is taken out alive when its buyer asks for it, when the owner wants the node empty, when the
 owner himself needs, or is expected to need, what he sold, and when somebody who would pay far more
-finds no room. On the way its state is kept every
-`interval_s`: should we be lost, its buyer has somebody else go on from the last one.
+finds no room. On the way its state is kept every `interval_s`: should we be lost, its buyer has
+somebody else go on from the last one.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ from mesh.sansio import (
 
 _KEEPING_BYTES_S = 100e6
 """About how fast a state is kept and carried to its buyer."""
-_LEAVE_TRIES = 5
-_LEAVE_AGAIN_S = 1.0
-_ASKED = float("inf")
-"""When the state of a run is kept that is being taken out."""
 _BETWEEN_LOSSES_S = 86_400.0
 """About how long an executor lives."""
+_LEAVE_TRIES = 5
+"""A run that cannot be taken out yet is tried so many times more…"""
+_LEAVE_AGAIN_S = 1.0
+"""…so far apart."""
+_ASKED = float("inf")
+"""When the state of a run is due that is being taken out."""
 
 
 class Departures:

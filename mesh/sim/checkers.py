@@ -24,6 +24,7 @@ from ledger.state import fold
 from mesh.ids import PeerId, TaskId, format_task, short_peer
 from mesh.market.order import State, TaskRecord
 from mesh.market.slicing import slice_fuel
+from mesh.market.terms import CANCELLED
 from mesh.messages import Award, Message, Result, Settled
 from mesh.notices import Asked, Hosted, Moved, Notice
 from mesh.resources.capacity import NOTHING
@@ -295,7 +296,7 @@ class Checkers:
             plan = self._plans[task]
             if self._is_foul(task) or record.result is None:
                 continue
-            if record.result.status == "cancelled":
+            if record.result.status == CANCELLED:
                 continue  # taken back, or given up unsigned: it never came to its end
             bodies = self._chains[plan.buyer].bodies.values()
             bills = [b.deal for b in bodies if b.kind is Kind.SETTLE and b.deal.nonce == task]
@@ -462,7 +463,7 @@ class Checkers:
         if record.result is None or record.executor not in self._nodes:
             return
         ended = self._ended.get((task, record.fence))
-        if record.result.status != "cancelled" and record.result != ended:
+        if record.result.status != CANCELLED and record.result != ended:
             raise Violation("S10", f"{told}: its result is not that of run {record.fence}")
 
     def _check_copies(self, record: TaskRecord) -> None:

@@ -24,6 +24,7 @@ from market_players import (
 )
 
 from ledger.model import MIGRATIONS_MAX, Entry, Kind, Terms
+from mesh.cli.tasks import STAYS
 from mesh.errors import PeerError
 from mesh.ids import Cid, TaskId, task_id
 from mesh.market.bidding import check_moves
@@ -316,7 +317,7 @@ def test_who_cannot_move_it_says_why_and_is_asked_no_more(hall: Hall) -> None:
     first = hall.sellers[0]
     hall.buyer.told(MoveRequested(hall.task, None), 2.0)
     hall.got(first, Stays(hall.task, 1, "its module cannot be moved"), 3.0)
-    assert hall.record.reason == "it stays: its module cannot be moved"
+    assert hall.record.reason == f"{STAYS}: its module cannot be moved", "what `mesh migrate` reads"
     assert some(hall.got(first, Renew(hall.task, 1, 1, 0), 5.0), Handover) == []
 
 
@@ -412,6 +413,21 @@ def test_a_module_that_cannot_be_moved_stays_and_is_not_asked_again(stall: Stall
     actions = stall.got(Handover(stall.task, 1, "elsewhere"), 7.0)
     assert (some(actions, Suspend), len(some(actions, Stays))) == ([], 1)
     assert some(stall.seller.woken("save", stall.task, 1, 2_000.0), Checkpoint) == []
+
+
+def test_a_run_that_cannot_be_taken_out_yet_is_tried_again_and_then_stays(stall: Stall) -> None:
+    """It had only just begun when its owner wanted the node empty."""
+    stall.seller.told(DrainSet(is_on=True), 2.0)
+    not_yet = Unmoved(stall.task, 1, "it has not begun to run", is_for_good=False)
+    now = 2.1
+    for _ in range(5):
+        timer = one(stall.seller.told(not_yet, now), WakeAt)
+        assert some(stall.seller.woken("save", stall.task, 1, timer.when - 0.1), Suspend) == []
+        again = stall.seller.woken("save", stall.task, 1, timer.when)
+        assert some(again, Suspend) == [Suspend(stall.task, 1)]
+        assert some(stall.seller.woken("save", stall.task, 1, timer.when), Suspend) == [], "once"
+        now = timer.when + 0.1
+    assert one(stall.seller.told(not_yet, now), Stays).reason == "it has not begun to run"
 
 
 def test_its_state_is_kept_from_time_to_time_when_it_got_further(stall: Stall) -> None:
