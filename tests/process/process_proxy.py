@@ -54,6 +54,9 @@ class Switchboard:
     _pipes: set[_Pipe] = field(factory=set)
     _cut: set[frozenset[str]] = field(factory=set)
     _lock: threading.Lock = field(factory=threading.Lock)
+    _owners: dict[tuple[int, int], str] = field(factory=dict)
+    """Who dials from where to where, when last looked at."""
+    _looking: threading.Lock = field(factory=threading.Lock)
 
     def open_proxy(self, name: str, target: int) -> int:
         """The port at which others reach the node *name*, which listens on *target*."""
@@ -130,21 +133,27 @@ class Switchboard:
         """
         pause = threading.Event()
         for _ in range(_TRIES):
-            if _owns(os.getpid(), ports):
-                return STRANGER
-            for name, node in list(self.nodes.items()):
-                if _owns(node.member.process.pid, ports):
-                    return name
+            with self._looking:
+                if ports not in self._owners:
+                    self._owners = self._look()
+                if owner := self._owners.pop(ports, None):
+                    return owner
             pause.wait(_TRY_S)
         return None
 
+    def _look(self) -> dict[tuple[int, int], str]:
+        """Whose each connection is: one look for all who dial, or they dial again meanwhile."""
+        pids = {os.getpid(): STRANGER}
+        pids |= {node.member.process.pid: name for name, node in list(self.nodes.items())}
+        return {ports: name for pid, name in pids.items() for ports in _connections(pid)}
 
-def _owns(pid: int, ports: tuple[int, int]) -> bool:
+
+def _connections(pid: int) -> list[tuple[int, int]]:
     """By both ports: several connections may leave from one."""
     with suppress(psutil.Error):
         sockets = psutil.Process(pid).net_connections("tcp")
-        return any((end.laddr.port, end.raddr.port) == ports for end in sockets if end.raddr)
-    return False
+        return [(end.laddr.port, end.raddr.port) for end in sockets if end.raddr]
+    return []
 
 
 @contextmanager
