@@ -17,7 +17,7 @@ SHORT_LEASE = {"MESH_MARKET__LEASE_TTL_S": "3"}
 """The shortest that may be set, so that a lost executor is noticed soon."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bystanders_and_the_bootstrap_node_may_die(mesh: Mesh) -> None:
     bootstrap, buyer, *_ = mesh.start(4, buyers=2, **SHORT_LEASE)
     mesh.meet()
@@ -51,7 +51,7 @@ def test_the_auctioneer_may_die_and_come_back(mesh: Mesh, moment: str) -> None:
     eventually(lambda: executor.client.status().earned == record.amount, "the seller is paid once")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_executor_that_dies_is_replaced_and_answers_when_it_is_back(mesh: Mesh) -> None:
     buyer, *_ = mesh.start(3, buyers=1, **SHORT_LEASE)
     mesh.meet()
@@ -74,7 +74,7 @@ def test_an_executor_that_dies_is_replaced_and_answers_when_it_is_back(mesh: Mes
     assert settles_on_disk(buyer, task) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_executor_that_leaves_hands_its_task_over_at_once(mesh: Mesh) -> None:
     """Long before its lease would have run out."""
     buyer, *_ = mesh.start(3, buyers=1, MESH_MARKET__LEASE_TTL_S="600")

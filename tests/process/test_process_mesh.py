@@ -14,7 +14,7 @@ MEET_S = 20.0
 """What is asked for: all see the offers of all. On a loaded machine three times that will do."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_nodes_find_one_another_and_do_fifty_tasks(mesh: Mesh) -> None:
     began = time.monotonic()
     nodes = mesh.start(NODES)

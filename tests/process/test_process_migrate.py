@@ -78,7 +78,7 @@ def check_one_bill(node: Node, record: order_pb2.Task) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", ["c", pytest.param("rust", marks=pytest.mark.long)])
 def test_a_task_moved_five_times_leaves_what_an_unmoved_one_does(mesh: Mesh, program: str) -> None:
     buyer, *_ = mesh.start(3, buyers=1, **OFTEN)
     mesh.meet()
@@ -118,7 +118,7 @@ def test_a_drained_node_is_empty_and_its_task_goes_on_elsewhere(mesh: Mesh) -> N
     eventually(lambda: first.client.status().free.slots > 0, "it sells again")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_executor_that_leaves_takes_its_task_out_alive(mesh: Mesh) -> None:
     """Nothing that it did is lost, and its buyer waits for no lease to end."""
     buyer, *_ = mesh.start(3, buyers=1, MESH_MARKET__LEASE_TTL_S="600")
@@ -135,7 +135,7 @@ def test_an_executor_that_leaves_takes_its_task_out_alive(mesh: Mesh) -> None:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_task_whose_executor_is_killed_goes_on_from_its_last_checkpoint(mesh: Mesh) -> None:
     buyer, *_ = mesh.start(3, buyers=1, **OFTEN, MESH_SELL__CHECKPOINT_S="2")
     mesh.meet()

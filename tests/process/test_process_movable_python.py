@@ -66,7 +66,7 @@ def check_rerun(node: Node, record: order_pb2.Task) -> None:
     assert f"{record.fuel} fuel" in again.detail
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_program_moved_five_times_writes_what_it_would_have_written(mesh: Mesh) -> None:
     buyer, *_ = mesh.start(3, buyers=1, MESH_MARKET__LEASE_TTL_S="6")
     mesh.meet()

@@ -49,7 +49,7 @@ def is_done(node: Node, task: str) -> bool:
     return wait_for_end(node, task).state == order_pb2.TASK_STATE_DONE
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_work_goes_on_with_a_quorum_and_waits_while_none_is_there(mesh: Mesh) -> None:
     buyer, judges = start(mesh)
     assert is_done(buyer, submit(buyer))

@@ -58,7 +58,7 @@ def passed_since(before: Sequence[int], nodes: Sequence[Node]) -> list[int]:
     return [now - then for now, then in zip(periods(nodes), before, strict=True)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_partition_heals_within_three_repair_periods(
     replicas: tuple[Sequence[Node], Switchboard],
 ) -> None:
@@ -80,7 +80,7 @@ def test_a_partition_heals_within_three_repair_periods(
     assert [node.complaints() for node in nodes] == [[]] * NODES
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_fork_told_to_different_nodes_is_found_out_by_all(
     replicas: tuple[Sequence[Node], Switchboard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +132,7 @@ async def liar(index: int, target: Node) -> AsyncIterator[Network]:
         yield network
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_restored_from_an_old_backup_does_not_fork_itself(mesh: Mesh) -> None:
     nodes = mesh.start(3, **SETTINGS)
     mesh.meet()

@@ -19,7 +19,7 @@ def facts(node: Node, *words: str, code: int = 0) -> dict[str, object]:
     return told
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bill_is_audited_written_down_and_checked_without_a_node(mesh: Mesh) -> None:
     buyer, seller = mesh.start(2, buyers=1)
     mesh.meet()
@@ -49,7 +49,7 @@ def test_a_bill_is_audited_written_down_and_checked_without_a_node(mesh: Mesh) -
     assert (line["buyer"], line["owed"]) == (buyer.peer, told["earned"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_third_node_runs_a_bill_of_two_others_again(mesh: Mesh) -> None:
     """It had no part in the deal: the receipt came by gossip, the job comes from its parties."""
     buyer, auditor, _seller = mesh.start(3, buyers=2)
@@ -67,7 +67,7 @@ def test_a_third_node_runs_a_bill_of_two_others_again(mesh: Mesh) -> None:
     assert auditor.command("audit", "--verify", "bundle").returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_line_that_is_set_is_signed_and_holds_after_a_restart(mesh: Mesh) -> None:
     buyer, seller = mesh.start(2, buyers=1)
     mesh.meet()
@@ -86,7 +86,7 @@ def test_a_line_that_is_set_is_signed_and_holds_after_a_restart(mesh: Mesh) -> N
     assert seller.command("fsck").returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_owners_word_is_brought_to_one_node_and_known_to_all(mesh: Mesh) -> None:
     buyer, seller = mesh.start(2, buyers=1)
     mesh.meet()
@@ -121,7 +121,7 @@ def _kinds(node: Node) -> set[str]:
         return set()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_with_a_rotated_key_goes_on_and_its_old_key_is_turned_away(mesh: Mesh) -> None:
     buyer, seller = mesh.start(2, buyers=1)
     mesh.meet()

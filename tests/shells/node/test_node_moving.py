@@ -55,7 +55,7 @@ T = TypeVar("T", bound=Event)
 
 
 def travel(blocks: Blocks) -> Work:
-    return work_in(blocks, TRAVELLER.read_bytes(), args=("24", "20000"), fuel=1 << 40)
+    return work_in(blocks, TRAVELLER.read_bytes(), args=("24", "60000"), fuel=1 << 40)
 
 
 async def heard(hands: Hands, kind: type[T], count: int = 1) -> T:
@@ -64,9 +64,13 @@ async def heard(hands: Hands, kind: type[T], count: int = 1) -> T:
     def found() -> list[T]:
         return [event for event in hands.core.heard if isinstance(event, kind)]
 
-    await until(lambda: len(found()) >= count or lost(hands))
-    assert not lost(hands), lost(hands)
+    await until(lambda: len(found()) >= count or over(hands))
+    assert len(found()) >= count, over(hands)
     return found()[count - 1]
+
+
+def over(hands: Hands) -> list[Event]:
+    return [event for event in hands.core.heard if isinstance(event, RunLost | RunEnded)]
 
 
 def lost(hands: Hands) -> list[Event]:
