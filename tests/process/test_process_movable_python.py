@@ -1,8 +1,8 @@
 """A program in Python that is moved from node to node in the middle of what it writes.
 
-It needs CPython made movable: MESH_PYTHON_MOVABLE names the module. Making it takes five minutes of
-processor (`mesh module instrument`), each node compiles it for another one, and this test takes
-about ten on two idle cores.
+It needs CPython made movable: MESH_PYTHON_MOVABLE names the module. Making it takes two to five
+minutes of processor (`mesh module instrument`), each node compiles it, for half a minute to two, and
+this test takes three minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mesh.v1 import order_pb2
 MODULE = os.environ.get("MESH_PYTHON_MOVABLE", "")
 pytestmark = pytest.mark.skipif(not MODULE, reason="MESH_PYTHON_MOVABLE names no module of CPython")
 DIGITS = Path(__file__).parents[2] / "mesh" / "examples" / "digits.py"
-COUNT = 4_000
+COUNT = 12_000
 LIMITS = Limits(memory=128 << 20, disk=8 << 20, fuel=10**12, max_price=10**9, deadline_ms=3_600_000)
 PATIENCE_S = 1_800.0
 """A module of 19 MB is compiled by every node that runs it."""
