@@ -1,8 +1,8 @@
 """A program in Python that is moved from node to node in the middle of what it writes.
 
 It needs CPython made movable: MESH_PYTHON_MOVABLE names the module. Making it takes two to five
-minutes of processor (`mesh module instrument`), each node compiles it, for half a minute to two, and
-this test takes three minutes on two idle cores.
+minutes of processor (`mesh module instrument`), each node compiles it for half a minute or more,
+and this test takes three on two idle cores.
 """
 
 from __future__ import annotations
