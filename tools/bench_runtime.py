@@ -3,13 +3,14 @@
     python tools/bench_runtime.py [--quick] [--json]
 
 `metered_over_plain` and `migratable_over_plain` are medians over the programs of tools/kernels, of
-ratios of processor time: the same engine without fuel, with fuel, and with fuel on the module that
-can be moved, in turns, in one process. CPython is among them in a full run where MESH_PYTHON and
-MESH_PYTHON_MOVABLE name it. `suspend_p99_ms` is from a request at a random moment, heard between
-two slices as a worker hears it, until the guest stands still. `warm_start_ms` is from the call of a
-supervisor until the guest runs, its module compiled before; `short_tasks_per_s` the rate of a
-series on two workers, every task a fresh instance of a program that reads its arguments. Downtimes
-are those of tools/downtime.py, two processes on loopback; those of 512 MB and CPython in full runs.
+ratios of processor time: to the module as it is, on the same engine without fuel, from the module
+as it is metered, and from the one that can be moved, as it is metered; in turns, in one process.
+CPython is among them in a full run where MESH_PYTHON and MESH_PYTHON_MOVABLE name it.
+`suspend_p99_ms` is from a request at a random moment, heard between two slices as a worker hears
+it, until the guest stands still. `warm_start_ms` is from the call of a supervisor until the guest
+runs, its module compiled before; `short_tasks_per_s` the rate of a series on two workers, every
+task a fresh instance of a program that reads its arguments. Downtimes are those of
+tools/downtime.py, two processes on loopback; those of 512 MB and CPython in full runs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from attrs import frozen
 from downtime import move
 
 from mesh.ids import RAW, cid_of
-from mesh.runtime.engine import Guest, GuestMemory, configuration
+from mesh.runtime.engine import Guest, GuestMemory, compile_wasm, configuration
 from mesh.runtime.files import Files
 from mesh.runtime.linkage import Linkage
 from mesh.runtime.manifest import Job
@@ -169,12 +170,11 @@ def measure_overheads(found: list[Kernel], rounds: int) -> dict[str, dict[str, f
     """For each kernel the median of each ratio, and milliseconds of the plain run."""
     result = {}
     for kernel in found:
+        plain, movable = kernel.plain.read_bytes(), kernel.movable.read_bytes()
         modules = {
-            kind: wasmtime.Module(
-                engine_of(kind),
-                (kernel.movable if kind == "movable" else kernel.plain).read_bytes(),
-            )
-            for kind in ("plain", "metered", "movable")
+            "plain": wasmtime.Module(engine_of("plain"), plain),
+            "metered": compile_wasm(engine_of("metered"), plain),
+            "movable": compile_wasm(engine_of("movable"), movable),
         }
         seen: dict[str, list[float]] = {kind: [] for kind in modules}
         for _ in range(rounds):
@@ -204,7 +204,7 @@ def measure_suspension(found: list[Kernel], times: int) -> list[float]:
     """Milliseconds from a request at a random moment, for about *times* suspensions of each."""
     latencies: list[float] = []
     for kernel in found:
-        module = wasmtime.Module(engine_of("movable"), kernel.movable.read_bytes())
+        module = compile_wasm(engine_of("movable"), kernel.movable.read_bytes())
         mine: list[float] = []
         while len(mine) < times:
             mine += suspend_along(kernel, module)

@@ -16,7 +16,7 @@ from pathlib import Path
 from mesh.ids import Cid, format_cid
 from mesh.runtime.manifest import WASMTIME
 
-CONFIGURATION = 2
+CONFIGURATION = 3
 """Counts the changes of `engine.open_engine` and of the rules of modules: part of every name."""
 COMPILE_CPU_S = 120
 """Seconds of processor that compiling may take; an interpreter takes 15 to 40."""

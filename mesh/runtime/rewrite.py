@@ -50,7 +50,7 @@ from mesh.runtime.module import (
 from mesh.runtime.recursion import recursive
 from mesh.runtime.unrolling import is_short, write_out
 
-REWRITING = 3
+REWRITING = 4
 """Counts the ways of making a module movable, this file's and binaryen.py's: one more whenever the
 same module comes out as other bytes, since auditors make modules again and compare."""
 Move = Callable[[int], int]
@@ -222,12 +222,16 @@ def _named(moving: dict[int, bool]) -> bytes:
 
 
 def _edit(code: bytes, body: Body, places: list[int], check: bytes, old: int, new: int) -> bytes:
-    """*code* with *check* at *places*, short loops written out, references to *old* made *new*."""
-    short = [loop for loop in body.loops if is_short(loop)]
+    """*code* with *check* at *places*, references to *old* made *new*.
+
+    Short loops that are checked are written out, to be checked less often; all others are when the
+    module is compiled, as those of every module.
+    """
+    short = [loop for loop in body.loops if loop.at in places and is_short(loop)]
     edits = [(at, at, check) for at in {*places} - {loop.at for loop in short}]
-    for loop in short:
-        head = check if loop.at in places else b""
-        edits.append((loop.start, loop.end + 1, write_out(code[loop.at : loop.end], head)))
+    edits += [
+        (loop.start, loop.end + 1, write_out(code[loop.at : loop.end], check)) for loop in short
+    ]
     edits += [(start, end, u32(new)) for start, end, f in body.references if f == old]
     pieces, done = [], 0
     for start, end, put in sorted(edits):

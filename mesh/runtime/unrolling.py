@@ -2,20 +2,49 @@
 
 The meter looks at its count at the head of every loop, and a machine's registers are emptied for
 that. A loop that is written out is headed less often: what it computes, and what that burns, stays
-the same, but for a unit where it ends by itself.
+the same, but for a unit where it ends by itself. So what is metered is the module written out, and
+the meter's name says in which way.
 """
 
 from __future__ import annotations
 
-from mesh.runtime.binary import Cursor, u32
-from mesh.runtime.instructions import Loop, operations, skip_block_type
+from mesh.errors import Refused
+from mesh.runtime.binary import CODE, Cursor, Parts, code_entry, u32
+from mesh.runtime.instructions import UNBRANCHED, Loop, read_body, skip_block_type
 
 COPIES = 4
-BYTES_MAX = 200
+BYTES_MAX = 600
 """Of instructions in such a loop."""
+FUNCTION_BYTES_MAX = 4 << 20
+"""Of a function with its loops written out: one that would be larger stays as it is."""
 _BLOCK = b"\x02\x40"
 _END = b"\x0b"
-_OPERATIONS = operations()
+
+
+def unroll(wasm: bytes) -> bytes:
+    """The valid module *wasm*, with its short loops written out and without custom sections.
+
+    A function that has an instruction which is not known here stays as it is.
+    """
+    parts = Parts(wasm)
+    if parts.has(CODE):
+        parts.replace(CODE, [code_entry(_unrolled(code)) for code in parts.code()])
+    return parts.write()
+
+
+def _unrolled(code: bytes) -> bytes:
+    if b"\x03" not in code:  # the opcode of a loop: most functions have none
+        return code
+    try:
+        loops = read_body(code, may_move=False).loops
+    except Refused:
+        return code
+    pieces, done = [], 0
+    for loop in filter(is_short, loops):
+        pieces += [code[done : loop.start], write_out(code[loop.at : loop.end])]
+        done = loop.end + 1
+    made = b"".join((*pieces, code[done:]))
+    return made if len(made) <= FUNCTION_BYTES_MAX else code
 
 
 def is_short(loop: Loop) -> bool:
@@ -24,7 +53,7 @@ def is_short(loop: Loop) -> bool:
     return is_simple and loop.end - loop.at <= BYTES_MAX
 
 
-def write_out(inner: bytes, head: bytes) -> bytes:
+def write_out(inner: bytes, head: bytes = b"") -> bytes:
     """The loop of the instructions *inner*, and of *head* once in COPIES times.
 
     A block around each copy but the last takes the place of the loop: who branches there goes on
@@ -41,7 +70,7 @@ def _relabelled(inner: bytes, more: int) -> bytes:
     pieces: list[bytes] = []
     done = 0
     while True:
-        found = _OPERATIONS.match(inner, cursor.at)
+        found = UNBRANCHED.match(inner, cursor.at)
         assert found is not None
         cursor.at = found.end()
         if cursor.at == cursor.end:

@@ -161,10 +161,10 @@ import sys
 import wasmtime
 from pathlib import Path
 from mesh.runtime import worker
-from mesh.runtime.engine import open_engine
+from mesh.runtime.engine import compile_wasm, open_engine
 worker.COMPILE_CPU_S = 2
 worker._limit_compiling()
-wasmtime.Module(open_engine(), Path(sys.argv[1]).read_bytes())
+compile_wasm(open_engine(), Path(sys.argv[1]).read_bytes())
 """
 
 

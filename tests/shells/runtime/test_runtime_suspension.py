@@ -30,7 +30,7 @@ from mesh.migration.snapshot import (
 )
 from mesh.runtime import engine as engine_module
 from mesh.runtime.capture import capture, restore
-from mesh.runtime.engine import GuestMemory, open_engine
+from mesh.runtime.engine import GuestMemory, compile_wasm, open_engine
 from mesh.runtime.files import Files
 from mesh.runtime.instrument import Binaryen, find_binaryen, instrument
 from mesh.runtime.manifest import METER
@@ -134,7 +134,7 @@ def engine() -> wasmtime.Engine:
 
 @pytest.fixture(scope="module")
 def module(engine: wasmtime.Engine) -> wasmtime.Module:
-    return wasmtime.Module(engine, MOVABLE.read_bytes())
+    return compile_wasm(engine, MOVABLE.read_bytes())
 
 
 def test_the_committed_guest_can_be_moved_and_the_others_cannot() -> None:
@@ -237,10 +237,9 @@ import pickle, sys
 from pathlib import Path
 from typing import Any
 from test_runtime_suspension import MOVABLE, Run
-from mesh.runtime.engine import open_engine
-import wasmtime
+from mesh.runtime.engine import compile_wasm, open_engine
 engine = open_engine()
-run = Run(engine, wasmtime.Module(engine, MOVABLE.read_bytes()), "spin", "3")
+run = Run(engine, compile_wasm(engine, MOVABLE.read_bytes()), "spin", "3")
 still = pickle.loads(sys.stdin.buffer.read())
 sys.stdout.buffer.write(pickle.dumps(run.finish(lambda: None, still)))
 """
@@ -398,7 +397,7 @@ def binaryen(tmp_path_factory: pytest.TempPathFactory) -> Binaryen:
 def test_what_is_instrumented_here_moves_as_well(
     engine: wasmtime.Engine, binaryen: Binaryen, monkeypatch: pytest.MonkeyPatch, policy: Policy
 ) -> None:
-    made = wasmtime.Module(engine, instrument(binaryen, HOSTILE.read_bytes(), policy))
+    made = compile_wasm(engine, instrument(binaryen, HOSTILE.read_bytes(), policy))
     expected = Run(engine, made, "spin", "3").finish(lambda: None)
     monkeypatch.setattr(engine_module, "SLICE", 300_000)
     run = Run(engine, made, "spin", "3")

@@ -152,4 +152,4 @@ def test_only_success_is_zero_and_no_two_endings_share_a_number() -> None:
 
 
 def test_the_meter_names_its_version() -> None:
-    assert METER == "wasmtime-50.0.1/fuel"
+    assert METER == "wasmtime-50.0.1/fuel/unrolled-1"

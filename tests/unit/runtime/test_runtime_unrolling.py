@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from pathlib import Path
+
 import pytest
 import wasmtime
 
 from mesh.runtime import binary
 from mesh.runtime.binary import CODE, Parts
 from mesh.runtime.instructions import read_body
-from mesh.runtime.unrolling import BYTES_MAX, is_short, write_out
+from mesh.runtime.manifest import METER
+from mesh.runtime.unrolling import BYTES_MAX, FUNCTION_BYTES_MAX, is_short, unroll, write_out
+
+GUESTS = Path(__file__).resolve().parents[2] / "guests"
 
 STEP = "(local.set $n (i32.add (local.get $n) (i32.const 1)))"
 SUM = "(local.set $s (i32.add (i32.mul (local.get $s) (i32.const 3)) (local.get $n)))"
@@ -70,7 +76,8 @@ def run(engine: wasmtime.Engine, wasm: bytes, most: int) -> tuple[object, int]:
 @pytest.mark.parametrize("name", LOOPS)
 def test_it_computes_the_same_for_a_unit_more_at_most(engine: wasmtime.Engine, name: str) -> None:
     wasm = module_of(LOOPS[name])
-    made = written_out(wasm)
+    made = unroll(wasm)
+    assert made == written_out(wasm)
     for most in range(40):
         before, burnt = run(engine, wasm, most)
         after, burns = run(engine, made, most)
@@ -98,3 +105,81 @@ def test_its_head_is_come_to_once_in_four(engine: wasmtime.Engine) -> None:
 def test_only_short_loops_that_call_nothing_are(loop: str, is_written_out: bool) -> None:
     (code,) = Parts(module_of(loop)).code()
     assert [is_short(loop) for loop in read_body(code).loops] == [is_written_out]
+
+
+def several(body: str) -> bytes:
+    """A module with two memories and a table, whose function is one short loop of *body*."""
+    return bytes(
+        wasmtime.wat2wasm(
+            f"""(module (memory 1) (memory $other 1) (table $t 2 funcref) (data $d "some")
+            (func (export "run") (param $most i32) (result i32) (local $n i32)
+            (loop $l {STEP} {body} (br_if $l {MORE}))
+            (i32.add (local.get $n) (i32.load $other (i32.const 8)))))"""
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "(i32.store $other (i32.const 8) (i32.add (i32.load $other (i32.const 8)) (i32.const 3)))",
+        "(i32.store8 offset=200 (i32.const 8) (i32.load16_u $other (i32.const 5)))",
+        "(v128.store $other (i32.const 8) (v128.load (i32.const 1)))",
+        "(memory.copy $other 0 (i32.const 8) (i32.const 0) (i32.const 4))",
+        "(memory.fill $other (i32.const 8) (local.get $n) (i32.const 2))",
+        "(memory.init $d (i32.const 8) (i32.const 0) (i32.const 4))",
+        "(data.drop $d)",
+        "(drop (memory.grow $other (i32.const 0)))",
+        "(drop (memory.size $other))",
+        "(table.set $t (i32.const 1) (table.get $t (i32.const 0)))",
+        "(table.copy (i32.const 0) (i32.const 1) (i32.const 1))",
+        "(table.fill $t (i32.const 0) (ref.null func) (i32.const 1))",
+        "(drop (table.grow $t (ref.null func) (i32.const 0)))",
+    ],
+)
+def test_loops_of_any_module_are_written_out_and_compute_the_same(
+    engine: wasmtime.Engine, body: str
+) -> None:
+    wasm = several(body)
+    made = unroll(wasm)
+    assert len(made) > len(wasm)
+    for most in range(12):
+        before, burnt = run(engine, wasm, most)
+        after, burns = run(engine, made, most)
+        assert (after, burns) in ((before, burnt), (before, burnt + 1))
+
+
+def test_a_function_with_an_unknown_instruction_stays_as_it_is() -> None:
+    """It is valid all the same: a number may be written in more bytes than it needs."""
+    wasm = several("(data.drop $d)")
+    parts = Parts(wasm)
+    (code,) = parts.code()
+    assert b"\xfc\x09\x00" in code
+    longer = code.replace(b"\xfc\x09\x00", b"\xfc\x89\x80\x00\x00")
+    parts.replace(CODE, [binary.code_entry(longer)])
+    assert unroll(parts.write()) == parts.write()
+
+
+def test_a_function_that_would_be_too_large_stays_as_it_is() -> None:
+    short = "(loop $l " + "(nop)" * BYTES_MAX + ")"
+    few, many = 3, FUNCTION_BYTES_MAX // BYTES_MAX // 4 + 1
+    assert len(unroll(module_of(short * few))) > 4 * few * BYTES_MAX
+    wasm = module_of(short * many)
+    assert Parts(unroll(wasm)).code() == Parts(wasm).code()
+
+
+def test_no_function_is_lost_and_none_added() -> None:
+    for path in sorted(GUESTS.glob("*.wasm")):
+        parts, made = Parts(path.read_bytes()), Parts(unroll(path.read_bytes()))
+        assert len(made.code()) == len(parts.code()), path
+        assert made.functions() == parts.functions()
+        assert any(one != other for one, other in zip(made.code(), parts.code(), strict=True))
+
+
+def test_the_way_of_writing_out_has_a_number_of_its_own() -> None:
+    """Where this fails on purpose, the meter gets another name: what it counts is another sum."""
+    digest = sha256(unroll((GUESTS / "hostile.wasm").read_bytes())).hexdigest()
+    assert (METER, digest) == ("wasmtime-50.0.1/fuel/unrolled-1", UNROLLED)
+
+
+UNROLLED = "9ecd2a150ba7a8b48be49bef77aca302572ccdc57504a90aa100c55f8fef9686"
