@@ -116,7 +116,7 @@ class Terms:
     outputs: tuple[bytes, ...]
     """Empty in ALLOC and USE."""
     meter: str
-    """What counted the fuel, with its version: "wasmtime-50.0.1/fuel"."""
+    """What counted the fuel, with its version: "wasmtime-50.0.1/fuel/unrolled-1"."""
     unit: str = UNIT
     price: int
     """µcr per 10^9 fuel."""

@@ -127,7 +127,7 @@ class Party:
             module=cid,
             inputs=(cid,),
             outputs=(),
-            meter="wasmtime-50.0.1/fuel",
+            meter="wasmtime-50.0.1/fuel/unrolled-1",
             price=500,
             fee=40,
             reserve=reserve_of(500, 10**10, 40),

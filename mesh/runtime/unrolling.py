@@ -15,8 +15,10 @@ from mesh.runtime.instructions import UNBRANCHED, Loop, read_body, skip_block_ty
 COPIES = 4
 BYTES_MAX = 600
 """Of instructions in such a loop."""
-FUNCTION_BYTES_MAX = 4 << 20
-"""Of a function with its loops written out: one that would be larger stays as it is."""
+FUNCTION_BYTES_MAX = 1 << 20
+"""Of a function that is looked at, and so of what is known of its loops at once."""
+ADDED_BYTES_MAX = 64 << 20
+"""By which a module may grow: functions after that stay as they are."""
 _BLOCK = b"\x02\x40"
 _END = b"\x0b"
 
@@ -26,9 +28,15 @@ def unroll(wasm: bytes) -> bytes:
 
     A function that has an instruction which is not known here stays as it is.
     """
-    parts = Parts(wasm)
-    if parts.has(CODE):
-        parts.replace(CODE, [code_entry(_unrolled(code)) for code in parts.code()])
+    parts, added = Parts(wasm), 0
+    if not parts.has(CODE):
+        return parts.write()
+    bodies = parts.code()
+    for number, code in enumerate(bodies):
+        if added <= ADDED_BYTES_MAX and len(code) <= FUNCTION_BYTES_MAX:
+            bodies[number] = _unrolled(code)
+            added += len(bodies[number]) - len(code)
+    parts.replace(CODE, map(code_entry, bodies))
     return parts.write()
 
 
@@ -43,8 +51,7 @@ def _unrolled(code: bytes) -> bytes:
     for loop in filter(is_short, loops):
         pieces += [code[done : loop.start], write_out(code[loop.at : loop.end])]
         done = loop.end + 1
-    made = b"".join((*pieces, code[done:]))
-    return made if len(made) <= FUNCTION_BYTES_MAX else code
+    return b"".join((*pieces, code[done:]))
 
 
 def is_short(loop: Loop) -> bool:

@@ -32,7 +32,7 @@ def test_bystanders_and_the_bootstrap_node_may_die(mesh: Mesh) -> None:
     assert kinds_of(buyer.client.receipts(task)) == [("alloc", 1), ("settle", 1)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["before it was sent the inputs", "while it ran"])
 def test_the_auctioneer_may_die_and_come_back(mesh: Mesh, moment: str) -> None:
     """Its task goes on where it was; whoever comes back with the id finds it."""

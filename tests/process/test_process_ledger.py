@@ -40,7 +40,7 @@ with Store.open(Path(sys.argv[1])) as store:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_acknowledged_entry_is_lost_by_kill_9(tmp_path: Path) -> None:
     dice = random.Random(7)
     for number in range(ROUNDS):
@@ -91,7 +91,7 @@ with Store.open(Path(sys.argv[1])) as store, Merger(store) as merger:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_merged_batch_is_lost_or_miscounted_by_kill_9(tmp_path: Path) -> None:
     dice = random.Random(11)
     for number in range(ROUNDS):
@@ -145,7 +145,7 @@ def accounts_in(store: Store) -> object:
     return accounts.all(), [accounts.exposure(who.key, ALICE.key) for who in (BOB, CAROL)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pruning_that_is_killed_leaves_a_sound_store_that_is_pruned_on(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     dice = random.Random(17)

@@ -98,7 +98,7 @@ def test_a_task_moved_five_times_leaves_what_an_unmoved_one_does(mesh: Mesh, pro
     assert kinds == [(kind, fence) for fence in range(1, 7) for kind in ("alloc", "settle")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_drained_node_is_empty_and_its_task_goes_on_elsewhere(mesh: Mesh) -> None:
     buyer, *_ = mesh.start(3, buyers=1, **OFTEN)
     mesh.meet()

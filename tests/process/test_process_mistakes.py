@@ -50,7 +50,7 @@ def home() -> Iterator[Path]:
         ("--websocket-port", "network.websocket_port"),
     ],
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_port_in_use(home: Path, flag: str, key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -99,7 +99,7 @@ def test_t2_without_a_quorum_to_ask(home: Path, witnesses: str, parts: tuple[str
     assert done.returncode == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_home_that_has_its_node_already(home: Path) -> None:
     node = Node("only", home, [], {})
     node.start()
@@ -137,7 +137,7 @@ def fill(folder: Path) -> Path:
             return filler
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_that_is_full_before_the_start(home: Path) -> None:
     with small_disk(home):
         fill(home)
@@ -149,7 +149,7 @@ def test_a_disk_that_is_full_before_the_start(home: Path) -> None:
         assert hint.startswith("hint: ")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_that_fills_up_is_told_to_the_client_and_the_node_goes_on(home: Path) -> None:
     with small_disk(home):
         node = Node("only", home, [], {})

@@ -25,7 +25,7 @@ def binaryen(tmp_path_factory: pytest.TempPathFactory) -> str:
     return found.path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_movable_module_is_run_elsewhere_and_made_again_by_an_auditor(
     mesh: Mesh, binaryen: str
 ) -> None:
@@ -53,7 +53,7 @@ def test_a_movable_module_is_run_elsewhere_and_made_again_by_an_auditor(
     assert (found["module"]["is_good"], found["module"]["detail"]) == (True, detail)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_without_binaryen_runs_the_module_as_it_is_and_says_why(
     mesh: Mesh, tmp_path: Path
 ) -> None:

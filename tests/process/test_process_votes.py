@@ -38,7 +38,7 @@ with VoteBook.open(Path(sys.argv[1]), WITNESSES[0].key) as book:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kill_9_never_makes_a_witness_vote_twice_for_one_place(tmp_path: Path) -> None:
     path = tmp_path / "votes.sqlite"
     dice = random.Random(13)

@@ -249,7 +249,7 @@ class MemoryDoor:
                 price=40_000,
                 fee=0,
                 exit_code=0,
-                meter="wasmtime-50.0.1/fuel",
+                meter="wasmtime-50.0.1/fuel/unrolled-1",
                 module=record.order.work.module,
                 outputs=(),
                 seq=2,

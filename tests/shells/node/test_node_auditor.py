@@ -34,7 +34,7 @@ from mesh.market.terms import CANCELLED_EXIT
 from mesh.messages import Result, Work
 from mesh.publishing import Publishing
 from mesh.rerun import Rerunner
-from mesh.runtime.manifest import exit_status
+from mesh.runtime.manifest import METER, exit_status
 from mesh.storage.blocks import MemoryBlocks
 
 ME = PeerId(BOB.key)
@@ -189,7 +189,13 @@ async def test_more_balances_than_fit_are_said_not_to_be_summed(
 def billed(buyer: Party, seller: Party, work: Work, result: Result, **lie: object) -> list[Entry]:
     """The ALLOC and the SETTLE of that run; *lie* is what the seller says otherwise."""
     terms = alloc_terms(
-        seller, buyer, job=work.job, module=work.module, inputs=work.inputs, fuel=work.fuel
+        seller,
+        buyer,
+        job=work.job,
+        module=work.module,
+        inputs=work.inputs,
+        fuel=work.fuel,
+        meter=METER,
     )
     head, alloc = chain.alloc(
         chain.Head.start(buyer.key, NET),
@@ -344,7 +350,7 @@ async def test_another_meters_bill_is_not_judged_by_ours(tmp_path: Path) -> None
 async def test_content_that_is_none_of_ours_is_not_looked_for(tmp_path: Path) -> None:
     """A stranger's terms may name any CID; one with a codec that we do not have ended the node."""
     bob = Chain(BOB)
-    alloc = bob.alloc(ALICE, job=b"\x01\x71\x12\x20" + bytes(32))
+    alloc = bob.alloc(ALICE, job=b"\x01\x71\x12\x20" + bytes(32), meter=METER)
     async with open_auditor(tmp_path) as (auditor, hands):
         hands.ledger.append_own([alloc, bob.settle(ALICE, alloc)])
         (again,) = reruns(await found_by(auditor, AuditRequest(rerun=True)))

@@ -30,14 +30,14 @@ def hunt(number: int, first: int, count: int, *extra: str) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_bug_on_purpose_is_caught(mutation: Mutation) -> None:
     report = hunt(MUTATIONS.index(mutation), mutation.seed, TRIES)
     assert set(report["caught"]) & set(mutation.caught_by), report
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(FULL not in os.environ, reason=f"minutes of work; set {FULL}=1")
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_bug_on_purpose_is_caught_within_three_hundred_seeds(mutation: Mutation) -> None:
@@ -45,6 +45,6 @@ def test_a_bug_on_purpose_is_caught_within_three_hundred_seeds(mutation: Mutatio
     assert set(report["caught"]) & set(mutation.caught_by), report
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_a_bug_nothing_is_caught() -> None:
     assert hunt(-1, 0, 20)["caught"] == {}

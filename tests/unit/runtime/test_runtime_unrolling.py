@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import wasmtime
 
-from mesh.runtime import binary
+from mesh.runtime import binary, unrolling
 from mesh.runtime.binary import CODE, Parts
 from mesh.runtime.instructions import read_body
 from mesh.runtime.manifest import METER
@@ -160,12 +160,22 @@ def test_a_function_with_an_unknown_instruction_stays_as_it_is() -> None:
     assert unroll(parts.write()) == parts.write()
 
 
-def test_a_function_that_would_be_too_large_stays_as_it_is() -> None:
+def test_a_function_that_is_too_large_stays_as_it_is() -> None:
     short = "(loop $l " + "(nop)" * BYTES_MAX + ")"
-    few, many = 3, FUNCTION_BYTES_MAX // BYTES_MAX // 4 + 1
+    few, many = 3, FUNCTION_BYTES_MAX // BYTES_MAX + 1
     assert len(unroll(module_of(short * few))) > 4 * few * BYTES_MAX
     wasm = module_of(short * many)
     assert Parts(unroll(wasm)).code() == Parts(wasm).code()
+
+
+def test_a_module_grows_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = "(loop $l " + "(nop)" * BYTES_MAX + ")"
+    functions = "".join(f"(func {loop})" for _ in range(100))
+    wasm = bytes(wasmtime.wat2wasm(f"(module {functions})"))
+    monkeypatch.setattr(unrolling, "ADDED_BYTES_MAX", 10 * BYTES_MAX)
+    made = Parts(unroll(wasm)).code()
+    longer = [len(code) > BYTES_MAX + 100 for code in made]
+    assert longer == [True] * 4 + [False] * 96
 
 
 def test_no_function_is_lost_and_none_added() -> None:

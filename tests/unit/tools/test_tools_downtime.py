@@ -11,7 +11,7 @@ import pytest
 HEAP = Path(__file__).parents[2] / "guests" / "heap.movable.wasm"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_task_is_moved_between_two_processes_and_timed(
     tool: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
