@@ -224,10 +224,11 @@ def _named(moving: dict[int, bool]) -> bytes:
 def _edit(code: bytes, body: Body, places: list[int], check: bytes, old: int, new: int) -> bytes:
     """*code* with *check* at *places*, references to *old* made *new*.
 
-    Short loops that are checked are written out, to be checked less often; all others are when the
-    module is compiled, as those of every module.
+    Short loops that are checked and call nothing are written out, to be checked less often; others
+    are when the module is compiled, as those of every module.
     """
-    short = [loop for loop in body.loops if loop.at in places and is_short(loop)]
+    checked = [loop for loop in body.loops if loop.at in places]
+    short = [loop for loop in checked if is_short(loop) and not loop.has_reference]
     edits = [(at, at, check) for at in {*places} - {loop.at for loop in short}]
     edits += [
         (loop.start, loop.end + 1, write_out(code[loop.at : loop.end], check)) for loop in short

@@ -2,8 +2,9 @@
 
 The meter looks at its count at the head of every loop, and a machine's registers are emptied for
 that. A loop that is written out is headed less often: what it computes, and what that burns, stays
-the same, but for a unit where it ends by itself. So what is metered is the module written out, and
-the meter's name says in which way.
+the same, but for a unit where it ends by itself, in whichever copy that is: a guest that is moved
+goes on in the first. So what is metered is the module written out, and the meter's name says in
+which way.
 """
 
 from __future__ import annotations
@@ -55,9 +56,8 @@ def _unrolled(code: bytes) -> bytes:
 
 
 def is_short(loop: Loop) -> bool:
-    """Whether it is written out: it holds no loop and no call, and gives no values back."""
-    is_simple = loop.is_void and not (loop.has_loop or loop.has_reference)
-    return is_simple and loop.end - loop.at <= BYTES_MAX
+    """Whether it is written out: it holds no loop, and gives no values back."""
+    return loop.is_void and not loop.has_loop and loop.end - loop.at <= BYTES_MAX
 
 
 def write_out(inner: bytes, head: bytes = b"") -> bytes:
@@ -67,7 +67,7 @@ def write_out(inner: bytes, head: bytes = b"") -> bytes:
     to the next copy. Who comes to the end leaves a block around all of it.
     """
     again = _BLOCK + _relabelled(inner, 2) + b"\x0c\x02" + _END
-    last = _relabelled(inner, 1)
+    last = _relabelled(inner, 1) + b"\x0c\x01"
     return b"".join((_BLOCK, b"\x03\x40", head, again * (COPIES - 1), last, _END, _END))
 
 
@@ -93,6 +93,11 @@ def _relabelled(inner: bytes, more: int) -> bytes:
                 labels = 1
             case 0x0E:
                 labels = cursor.count() + 1
+            case 0x10 | 0xD2:
+                cursor.u32()
+            case 0x11:
+                cursor.u32()
+                cursor.u32()
             case 0x1C:
                 cursor.take(cursor.count())
             case other:

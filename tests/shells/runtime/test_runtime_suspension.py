@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -42,6 +43,7 @@ from mesh.runtime.trees import Tree
 from mesh.runtime.wasi import Exit, Wasi
 
 MOVABLE = ROOT / "tests/guests/hostile.movable.wasm"
+KERNELS = ROOT / "tools/kernels"
 PLENTY = 10**9
 MEMORY = 8 << 20
 
@@ -61,6 +63,7 @@ class Run:
     ) -> None:
         self.engine, self.module = engine, module
         self.fuel = PLENTY
+        self.memory = MEMORY
         self.moves = 0
         self.stays = False
         """Whether it goes on in the guest that was suspended."""
@@ -88,7 +91,7 @@ class Run:
             self.engine,
             self.module,
             fuel=self.fuel,
-            memory=MEMORY,
+            memory=self.memory,
             call=call,
             image=image,
             pages=pages,
@@ -107,7 +110,7 @@ class Run:
                 if self.stays:
                     self.open().wake()
                 else:
-                    self.enter(still_of(self.open()))
+                    self.enter(still_of(self.open(), self.memory))
         except Exit as exited:
             end = f"exit {exited.code}"
         except wasmtime.Trap as trap:
@@ -120,9 +123,9 @@ class Run:
         return still_of(guest)
 
 
-def still_of(guest: MovableGuest) -> Still:
+def still_of(guest: MovableGuest, memory: int = MEMORY) -> Still:
     with TemporaryDirectory() as folder:
-        kept = Kept(Path(folder) / "image", MEMORY)
+        kept = Kept(Path(folder) / "image", memory)
         guest.keep(kept)
         return guest.image(), tuple(kept.pages())
 
@@ -180,6 +183,45 @@ def test_output_end_and_fuel_are_those_of_an_unmoved_run(
     assert end in (None, expected[0])
     assert moved.moves >= min(slices // 2, 150)
     assert moved.moves or args[0] != "spin"
+
+
+PROGRAMS = {
+    "nbody": "60000",
+    "sha256": "800",
+    "matmul": "150",
+    "sieve": "1000000",
+    "sort": "40000",
+    "words": "60000",
+}
+"""Those that are measured, at a fraction of the size."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "times", "stays"), [(9_973, 1000, True), (100_003, 40, False)])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_real_programs_cost_what_unmoved_ones_do(
+    engine: wasmtime.Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    size: int,
+    times: int,
+    stays: bool,
+) -> None:
+    """Asked to stop at chance slices, in loops that are written out and call what can unwind."""
+    made = compile_wasm(engine, (KERNELS / f"{program}.movable.wasm").read_bytes())
+    monkeypatch.setattr(engine_module, "SLICE", size)
+    unmoved, run = (Run(engine, made, PROGRAMS[program]) for _ in range(2))
+    for one in (unmoved, run):
+        one.fuel, one.memory = 1 << 50, 1 << 28
+    expected = unmoved.finish(lambda: None)
+    run.stays, chance = stays, Random(size)
+
+    def suspend_now_and_then() -> None:
+        if run.moves < times and chance.random() < 0.3:
+            run.open().request()
+
+    assert run.finish(suspend_now_and_then) == expected
+    assert run.moves > 5
 
 
 def test_it_stops_within_its_fuel_when_that_runs_out_after_a_move(
