@@ -94,8 +94,8 @@ class _Ear(ServiceListener):
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         try:
             info = zc.get_service_info(type_, name, timeout=LOOK_MS)
-        except (ZeroconfError, RuntimeError, OSError):
-            return  # it is being closed
+        except (ZeroconfError, RuntimeError, AssertionError, OSError):
+            return  # it is being closed, and asserts that it is not
         if info is None:
             return
         for key, value in list(info.properties.items())[:MAX_ADDRESSES]:

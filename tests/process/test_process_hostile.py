@@ -135,7 +135,7 @@ def do_a_task(buyer: Node) -> None:
     assert (record.moves, record.result.exit_code) == (0, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "attack",
     [*ATTACKS, every_message_forged, nested_without_end, forged_offers],
@@ -152,7 +152,7 @@ async def test_clients_are_served_during_and_after(nodes: list[Node], attack: At
     assert all(node.member.process.poll() is None for node in nodes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_of_it_sticks(nodes: list[Node]) -> None:
     """Run last: offers of liars are not in the book, the books balance, no log has a trace."""
     buyer, seller = nodes

@@ -33,7 +33,7 @@ def test_every_promise_holds_in_every_seed(seeds: range) -> None:
     assert summary["done"] > summary["tasks"] / 3, "a mesh that does no work breaks no promise"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", _regressions())
 def test_what_once_failed_fails_no_more(seed: int) -> None:
     outcome = play(seed)

@@ -88,7 +88,7 @@ async def carry(state: Cid, source: Blocks, target: Blocks) -> None:
     await fetch(state, target, request, bytes_max=PLENTY, blocks_max=10_000)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_run_that_was_kept_and_taken_out_here_ends_there(tmp_path: Path) -> None:
     """What is told of it is what was burnt here; together it is what an unmoved run costs."""
     library = Library(MemoryBlocks())
@@ -131,7 +131,7 @@ async def test_a_run_that_was_kept_and_taken_out_here_ends_there(tmp_path: Path)
             assert result == evolve(plain, fuel=plain.fuel - out.fuel, run_ms=result.run_ms)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("room", [0, 1 << 30])
 async def test_a_task_of_which_a_state_is_kept_comes_to_a_standby(
     tmp_path: Path, room: int
@@ -178,7 +178,7 @@ async def test_a_task_of_which_a_state_is_kept_comes_to_a_standby(
             assert list((tmp_path / "b/runtime/tasks").iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_run_that_cannot_be_moved_says_so_and_ends(tmp_path: Path) -> None:
     plain = WITNESS.with_name("hostile.wasm")
     with trio.fail_after(PATIENCE_S):
@@ -196,7 +196,7 @@ async def test_a_run_that_cannot_be_moved_says_so_and_ends(tmp_path: Path) -> No
             assert len([e for e in hands.core.heard if isinstance(e, Unmoved)]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_state_that_is_none_loses_the_run_and_does_not_end_the_task(
     tmp_path: Path,
 ) -> None:
@@ -227,7 +227,7 @@ def test_what_is_left_and_what_was_burnt_is_what_the_job_allows() -> None:
             check_agrees(evolve(work, fuel=fuel, moves=moves), job)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_of_states_only_the_newest_is_kept(tmp_path: Path) -> None:
     library = Library(MemoryBlocks())
     library.is_open.set()

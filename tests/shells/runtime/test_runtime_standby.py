@@ -162,7 +162,7 @@ async def unmoved(hall: Hall, work: Work) -> Result:
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("module", "job"), JOBS, ids=["traveller", "spin", "heap"])
 async def test_a_task_moved_five_times_onto_standbys_is_the_task(
     halls: list[Hall], module: Path, job: Job
@@ -188,7 +188,7 @@ async def test_a_task_moved_five_times_onto_standbys_is_the_task(
         assert list((hall.place.folder / "scratch").iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_only_what_changed_since_is_brought_and_laid_out(halls: list[Hall]) -> None:
     one, other = halls
     job = job_of(HEAP, "8", "1000000", memory=16 << 20, fuel=LONG)
@@ -208,7 +208,7 @@ async def test_only_what_changed_since_is_brought_and_laid_out(halls: list[Hall]
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_standby_that_dies_is_done_without(halls: list[Hall]) -> None:
     one, other = halls
     work = one.work(*JOBS[0])
@@ -225,7 +225,7 @@ async def test_a_standby_that_dies_is_done_without(halls: list[Hall]) -> None:
     assert (statistics.lost, statistics.ended) == (1, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_standby_that_is_not_used_leaves_nothing(halls: list[Hall]) -> None:
     one, other = halls
     work = one.work(*JOBS[0])
@@ -248,7 +248,7 @@ async def test_a_standby_that_is_not_used_leaves_nothing(halls: list[Hall]) -> N
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_state_that_lies_takes_a_standby_along_and_nothing_else(
     halls: list[Hall],
 ) -> None:
