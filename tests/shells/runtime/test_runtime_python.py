@@ -163,7 +163,7 @@ from pathlib import Path
 from mesh.runtime import worker
 from mesh.runtime.engine import compile_wasm, open_engine
 worker.COMPILE_CPU_S = 2
-worker._limit_compiling()
+worker.limit_compiling()
 compile_wasm(open_engine(), Path(sys.argv[1]).read_bytes())
 """
 
