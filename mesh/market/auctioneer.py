@@ -48,6 +48,7 @@ from mesh.messages import (
     Bid,
     Declined,
     Refusal,
+    Release,
     Renew,
     Renewed,
 )
@@ -63,6 +64,9 @@ from mesh.sansio import (
     WakeAt,
     Woken,
 )
+
+FOREVER_S = 1e9
+"""A pause that ends as that of any waiting task does: in a while, or when an offer shows room."""
 
 
 class Auctioneer:
@@ -220,8 +224,12 @@ class Auctioneer:
         if record.state is not State.AWARDED or record.alloc != event.alloc:
             return []  # of a winner before, or too late
         if event.reason:
+            freed = Release(event.task, record.round, "no certificate of the award")
             pause_s = self._policy.retry_pause_s(sale.misses)
-            return self._wait(event.task, f"no certificate: {event.reason}", now, pause_s)
+            return [
+                *[Send(peer, freed) for peer in (record.executor, *sale.bids)],
+                *self._wait(event.task, f"no certificate: {event.reason}", now, pause_s),
+            ]
         sale.award = evolve(sale.award, certificate=event.certificate)
         return [Send(record.executor, sale.award)]
 
@@ -394,7 +402,17 @@ class Auctioneer:
     def _close_if_complete(self, task: TaskId, now: float) -> list[Action]:
         return self._award_next(task, now) if self._sales[task].is_complete else []
 
-    def _wait(self, task: TaskId, why: str, now: float, pause_s: float = 1e9) -> list[Action]:
+    def _ask_others(self, task: TaskId, why: str, now: float) -> list[Action]:
+        """It waits, and not for long if anybody else has room: an offer that came while the round
+        was open says so only once. Nor if there were more bids than winners may be tried."""
+        record, sale = self.records[task], self._sales[task]
+        tried = set(sale.asked) - set(sale.bids)
+        tried |= {*sale.avoid, *self.register.taken(record.order)}
+        has_others = self._book.has_room(work_left(record), tried)
+        pause_s = self._policy.retry_pause_s(sale.misses) if has_others else FOREVER_S
+        return self._wait(task, why, now, pause_s)
+
+    def _wait(self, task: TaskId, why: str, now: float, pause_s: float = FOREVER_S) -> list[Action]:
         """Nobody takes it now: ask again when an offer shows room, in a while, or in *pause_s*."""
         record, sale = self.records[task], self._sales[task]
         sale.misses += 1
@@ -412,11 +430,11 @@ class Auctioneer:
             self.register.judge(task, peer, RUNS_ANOTHER)
         ranking = [peer for peer in sale.ranking(task, record.round) if peer not in taken]
         if sale.bids and not ranking and not sale.winners:
-            return self._wait(task, f"whoever bid {RUNS_ANOTHER}", now)
+            return self._ask_others(task, f"whoever bid {RUNS_ANOTHER}", now)
         if not ranking and not sale.winners:
-            return self._wait(task, why_no_bid(record, sale), now)
+            return self._ask_others(task, why_no_bid(record, sale), now)
         if not ranking or sale.winners >= self._policy.winners_max:
-            return self._wait(task, "every winner declined", now)
+            return self._ask_others(task, "every winner declined", now)
         winner = ranking[0]
         if why_not := self.accounts.why_not(sale.bids[winner].price):
             return self._wait(task, why_not, now)

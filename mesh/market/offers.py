@@ -110,6 +110,13 @@ class OfferBook:
         best, rest = fitting[: count - at_random], fitting[count - at_random :]
         return [offer.peer for offer in (*best, *rng.sample(rest, at_random))]
 
+    def has_room(self, work: Work, avoid: Collection[PeerId]) -> bool:
+        """Whether anybody but *avoid* offers room for *work* now."""
+        return any(
+            peer not in avoid and why_unfit(listing.offer, work) == ""
+            for peer, listing in self._listings.items()
+        )
+
     def alone(self, peer: PeerId | None, work: Work) -> list[PeerId]:
         """*peer* and nobody else, if it has offered room for *work*."""
         listing = self._listings.get(peer) if peer else None

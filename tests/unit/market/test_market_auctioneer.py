@@ -171,19 +171,44 @@ def test_rounds_are_a_second_apart_at_least(hall: Hall) -> None:
     assert some(hall.buyer.woken("ask", hall.task, 1, 1.0), Ask)
 
 
-def test_a_failed_round_asks_wider() -> None:
+def test_a_failed_round_asks_wider_and_soon_until_all_were_asked() -> None:
     policy = evolve(POLICY, candidates=2, candidates_wide=4, candidates_at_random=1)
     hall = Hall(sellers=6, policy=policy)
-    widths, now = [], 0.0
+    widths, pauses, now = [], [], 0.0
     actions = hall.buyer.told(Submitted(hall.order), now)
-    for round_ in (1, 2, 3):
+    for round_ in (1, 2, 3, 4):
         widths.append(len(one(actions, Asked).candidates))
-        hall.buyer.woken("window", hall.task, round_, now + 1.0)
-        now += 62.0
+        now += POLICY.window_max_ms / 1000
+        (ask_at,) = timers(hall.buyer.woken("window", hall.task, round_, now), "ask")
+        pauses.append(ask_at - now)
+        now = ask_at
         for seller in hall.sellers:
             hall.offers(seller, now - 0.1)
         actions = hall.buyer.woken("ask", hall.task, round_, now)
-    assert widths == [2, 4, 6]
+    assert widths == [2, 4, 6, 6]
+    assert pauses == pytest.approx([1.0, 2.0, 60.0, 60.0])
+
+
+def test_room_that_is_offered_while_others_are_asked_is_not_forgotten() -> None:
+    hall = Hall(sellers=2)
+    silent, late = hall.sellers
+    hall.offers(late, 0.0, free=Capacity())
+    assert one(hall.buyer.told(Submitted(hall.order), 0.1), Asked).candidates == (silent.peer,)
+    assert not some(hall.offers(late, 0.5), Asked)
+    actions = hall.buyer.woken("window", hall.task, 1, 1.0)
+    assert timers(actions, "ask") == [2.0]
+    assert late.peer in one(hall.buyer.woken("ask", hall.task, 1, 2.0), Asked).candidates
+
+
+def test_who_has_lost_a_task_is_no_reason_to_ask_again_soon() -> None:
+    hall = Hall(sellers=2)
+    other = hall.sellers[1]
+    hall.award()
+    hall.buyer.woken("lease", hall.task, 1, LEASE_S)
+    hall.offers(hall.sellers[0], LEASE_S + 0.1)
+    assert hall.record.state is State.ASKING
+    no = Refusal(hall.task, 2, "price: too low", may_change=False)
+    assert timers(hall.got(other, no, LEASE_S + 0.2), "ask") == [LEASE_S + 0.2 + 60.0]
 
 
 def test_the_deadline_is_far_so_it_asks_less_often() -> None:
@@ -337,12 +362,11 @@ def test_after_three_winners_there_is_a_new_round_with_a_higher_fence() -> None:
     assert hall.record.state is State.WAITING
     assert hall.record.reason == "every winner declined"
     assert hall.buyer.kernel.head.pending == 0
-    for seller in hall.sellers:
-        hall.offers(seller, 60.0)
-    ask = some(hall.buyer.woken("ask", hall.task, 1, 61.0), Ask)[0]
+    assert timers(actions, "ask") == [1.2], "two more had bid"
+    ask = some(hall.buyer.woken("ask", hall.task, 1, 1.2), Ask)[0]
     assert ask.round == 2
-    hall.bids(hall.sellers[4], ask, 61.0)
-    hall.buyer.woken("window", hall.task, 2, 62.0)
+    hall.bids(hall.sellers[4], ask, 1.3)
+    hall.buyer.woken("window", hall.task, 2, 2.2)
     assert hall.record.fence == 2
 
 

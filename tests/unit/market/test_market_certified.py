@@ -14,7 +14,7 @@ from ledger.quorum import Certificate, Position, sign_vote
 from mesh.ids import EntryId, task_id
 from mesh.market.order import State
 from mesh.market.policy import Policy
-from mesh.messages import Accepted, Ask, Award, Bid, Declined, Settled
+from mesh.messages import Accepted, Ask, Award, Bid, Declined, Release, Settled
 from mesh.notices import Awarded, Moved
 from mesh.resources.capacity import NOTHING
 from mesh.sansio import (
@@ -135,6 +135,8 @@ def test_a_certificate_that_does_not_come_opens_another_round_and_blames_nobody(
     actions = court.told(answer(asked, "too few witnesses"), 1.5)
     assert not some(actions, Penalize)
     assert one(actions, Moved).reason == "no certificate: too few witnesses"
+    freed = {action.peer for action in some(actions, Send) if isinstance(action.message, Release)}
+    assert freed == {seller.peer for seller in court.sellers}, "they hold nothing for it any more"
     assert (court.record.state, court.record.executor) == (State.WAITING, None)
     again = some(court.buyer.woken("ask", court.task, 1, 2.5), Ask)[0]
     assert again.round == 2
