@@ -57,13 +57,15 @@ _NODE = (
 """To each of them the others' tasks would be the owner's load: they share one machine."""
 
 
-def eventually(condition: Callable[[], T], what: str, seconds: float = PATIENCE_S) -> T:
+def eventually(
+    condition: Callable[[], T], what: str, seconds: float = PATIENCE_S, tick_s: float = _TICK_S
+) -> T:
     """What *condition* gives once it is true; the test fails after a generous while."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        pause.wait(_TICK_S)
+        pause.wait(tick_s)
     return found
 
 
@@ -131,6 +133,7 @@ class Node:
 
     def kill(self) -> None:
         """kill -9, as the machine's end would be: it, and what it had started, is gone."""
+        self.member.process.send_signal(signal.SIGSTOP)  # now, not once its children are found
         started = psutil.Process(self.member.process.pid).children(recursive=True)
         self.member.process.kill()
         self.member.process.wait(PATIENCE_S)

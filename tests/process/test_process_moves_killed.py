@@ -74,7 +74,7 @@ def grown(node: Node) -> Iterator[None]:
         least = min(least, now)
         return now >= least + BEGUN
 
-    eventually(has_begun, f"{node.name} stores a state")
+    eventually(has_begun, f"{node.name} stores a state", tick_s=0.001)
 
 
 def computing(node: Node) -> Iterator[None]:
@@ -115,8 +115,9 @@ class Scenario:
         return LONG if self.victim == "source" else USUAL
 
     @property
-    def states_kept(self) -> int:
-        """How many states it goes on from: nothing that was safe is done again."""
+    def states_safe(self) -> int:
+        """From how many states it goes on at least: nothing that was safe is done again. A quick
+        machine may have made one safe before the blow falls."""
         if self.victim != "source":
             return 1
         return int(self.is_back_at_once and self.phase in ("given back", "collected"))
@@ -223,5 +224,5 @@ def test_whoever_is_killed_in_a_move_costs_nothing_but_time(
         victim.restart()
     assert record.result.status == "exited", record
     assert (record.fuel, left_by(move.buyer, record)) == unmoved
-    assert len(record.path) == scenario.states_kept, record
+    assert scenario.states_safe <= len(record.path) <= 1, record
     check_bill(move, record)
