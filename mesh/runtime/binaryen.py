@@ -28,8 +28,10 @@ FEATURES = {
 }
 """What Binaryen may read and write: the library's name of it, and wasm-opt's."""
 OPTIMIZE = 2
-"""Before Asyncify and after: what it keeps of a guest is less where there was less to keep. Levels
-above this one also split functions, into ones whose names nobody knows."""
+"""Before Asyncify: what it keeps of a guest is less where there was less to keep. Levels above this
+one also split functions, into ones whose names nobody knows."""
+OPTIMIZE_AFTER = 3
+"""And after: names do not matter any more, and calls of small functions are worth taking out."""
 STACK_PAGES = 64
 """4 MiB for an unwound stack: four times what the machine's own stack lets a guest use."""
 ASYNCIFY = {
@@ -47,8 +49,8 @@ def options(source: str, target: str) -> list[str]:
     """What is said to wasm-opt."""
     enabled = ["--mvp-features", *(f"--enable-{name}" for name in FEATURES.values())]
     settings = [f"--pass-arg={name}@{value}" for name, value in ASYNCIFY.items()]
-    level = f"-O{OPTIMIZE}"
-    return [source, *enabled, level, "--asyncify", *settings, level, "-o", target]
+    before, after = f"-O{OPTIMIZE}", f"-O{OPTIMIZE_AFTER}"
+    return [source, *enabled, before, "--asyncify", *settings, after, "-o", target]
 
 
 def main(argv: list[str]) -> int:
@@ -104,6 +106,7 @@ def _call_library(path: str, wasm: bytes) -> bytes:
     library.BinaryenSetShrinkLevel(0)
     passes = (ctypes.c_char_p * 1)(b"asyncify")
     library.BinaryenModuleOptimize(module)
+    library.BinaryenSetOptimizeLevel(OPTIMIZE_AFTER)  # as a pass by itself has the last one there
     library.BinaryenModuleRunPasses(module, passes, 1)
     library.BinaryenModuleOptimize(module)
     if not library.BinaryenModuleValidate(module):

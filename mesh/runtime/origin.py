@@ -23,7 +23,7 @@ BYTES_MAX = 256
 """Of what the section holds."""
 SECTIONS_MAX = 10_000
 """Sections of a module that are looked through."""
-TESTED = ("mesh-4/binaryen-116",)
+TESTED = ("mesh-5/binaryen-116",)
 """What makes modules that cost the same moved and unmoved (suspension.DETOUR)."""
 _NAME = re.compile(r"[!-~]{1,64}")
 _VERSION = 1

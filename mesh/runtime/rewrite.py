@@ -50,7 +50,7 @@ from mesh.runtime.module import (
 from mesh.runtime.recursion import recursive
 from mesh.runtime.unrolling import is_short, write_out
 
-REWRITING = 4
+REWRITING = 5
 """Counts the ways of making a module movable, this file's and binaryen.py's: one more whenever the
 same module comes out as other bytes, since auditors make modules again and compare."""
 Move = Callable[[int], int]

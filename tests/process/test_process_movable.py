@@ -11,7 +11,7 @@ from process_nodes import PATIENCE_S, SMALL, WITNESS, Mesh, eventually
 from mesh.errors import Refused
 from mesh.runtime.instrument import VARIABLE, check_tested, find_binaryen, version_of
 
-INSTRUMENTER = "mesh-4/binaryen-116"
+INSTRUMENTER = "mesh-5/binaryen-116"
 
 
 @pytest.fixture(scope="module")

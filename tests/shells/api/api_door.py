@@ -40,7 +40,7 @@ OWN = PeerId(b"\x01" * 32)
 OTHER = PeerId(b"\x02" * 32)
 MODULE = cid_of(RAW, b"\0asm")
 MOVABLE = cid_of(RAW, b"\0asm that moves")
-MAKER = "mesh-4/binaryen-116"
+MAKER = "mesh-5/binaryen-116"
 ENTRY = EntryId(b"\x0e" * 32)
 TASK = task_id(OWN, b"the first")
 

@@ -336,7 +336,7 @@ class MemoryDoor:
             return view
         if self.has_binaryen:
             made = self._block(self.blocks[module] + MOVES)
-            self.origins[made] = Origin(module, "mesh-4/binaryen-116", policy)
+            self.origins[made] = Origin(module, "mesh-5/binaryen-116", policy)
             return await self.describe_module(made)
         if or_as_it_is:
             return view

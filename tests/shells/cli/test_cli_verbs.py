@@ -131,7 +131,7 @@ async def test_a_module_is_made_movable_where_the_node_can(node: Node) -> None:
     (request,) = node.door.requests
     assert node.door.blocks[request.module] == b"ok it" + MOVES
     source = ids.format_cid(ids.cid_of(ids.RAW, b"ok it"))
-    said = f"can be moved: made of {short_cid(source)} by mesh-4/binaryen-116 (outer)"
+    said = f"can be moved: made of {short_cid(source)} by mesh-5/binaryen-116 (outer)"
     assert result.stderr.splitlines()[0] == f"the module {said}"
     assert f"module {said}" in " ".join((await node.mesh("inspect", "@last")).stdout.split())
     facts = (await node.json("inspect", "@last"))["module"]

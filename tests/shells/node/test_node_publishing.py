@@ -25,7 +25,7 @@ from mesh.storage.files import add_bytes
 
 GUESTS = Path(__file__).parents[2] / "guests"
 PLAIN, MOVABLE = (GUESTS / "hostile.wasm"), (GUESTS / "hostile.movable.wasm")
-NAME = "mesh-4/binaryen-116"
+NAME = "mesh-5/binaryen-116"
 SOURCE = cid_of(RAW, b"source")
 
 

@@ -27,7 +27,7 @@ from mesh.storage.unixfs import import_file
 GUESTS = Path(__file__).parents[2] / "guests"
 PLAIN, MOVABLE = ((GUESTS / name).read_bytes() for name in ("hostile.wasm", "hostile.movable.wasm"))
 BARE = write_sections(s for s in read_sections(MOVABLE) if s.number != CUSTOM)
-NAME = "mesh-4/binaryen-116"
+NAME = "mesh-5/binaryen-116"
 
 
 def cid_of_file(data: bytes) -> Origin:
@@ -141,12 +141,12 @@ async def test_another_instrumenters_module_is_not_judged_by_ours(
     program = tmp_path / "wasm-opt"
     program.write_text("#!/bin/sh\necho wasm-opt version 116\n")
     program.chmod(0o755)
-    other = Origin(cid_of_file(PLAIN).source, "mesh-4/binaryen-999", Policy.OUTER)
+    other = Origin(cid_of_file(PLAIN).source, "mesh-5/binaryen-999", Policy.OUTER)
     async with auditing(tmp_path, add_origin(BARE, other)) as (auditor, _):
         monkeypatch.setenv(VARIABLE, str(program))
         (found,), _ = await findings(auditor)
     assert found.is_skipped
-    assert found.detail == f"its module was made by mesh-4/binaryen-999, and here is {NAME}"
+    assert found.detail == f"its module was made by mesh-5/binaryen-999, and here is {NAME}"
 
 
 @pytest.mark.slow

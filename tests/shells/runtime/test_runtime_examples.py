@@ -142,4 +142,4 @@ def test_each_has_a_movable_twin_that_says_so(plain: Path) -> None:
     source, made = plain.read_bytes(), twin(plain).read_bytes()
     assert (check_module(source), check_module(made)) == (False, True)
     cid = import_file([source], lambda cid, data: None).cid
-    assert read_origin(made) == Origin(cid, "mesh-4/binaryen-116", Policy.OUTER)
+    assert read_origin(made) == Origin(cid, "mesh-5/binaryen-116", Policy.OUTER)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mesh.errors import PeerError
 from mesh.ids import DAG_PB, RAW, cid_of
 from mesh.runtime import binary
+from mesh.runtime.binaryen import options
 from mesh.runtime.instrument import TESTED as VERSIONS
 from mesh.runtime.instrument import name_of
 from mesh.runtime.module import check_module
@@ -34,8 +35,8 @@ GUESTS = Path(__file__).resolve().parents[2] / "guests"
 PLAIN = (GUESTS / "hostile.wasm").read_bytes()
 MOVABLE = (GUESTS / "hostile.movable.wasm").read_bytes()
 SOURCE = cid_of(RAW, b"source")
-ORIGIN = Origin(SOURCE, "mesh-4/binaryen-116", Policy.OUTER)
-VALUES = (1, "origin", SOURCE, "mesh-4/binaryen-116", "outer")
+ORIGIN = Origin(SOURCE, "mesh-5/binaryen-116", Policy.OUTER)
+VALUES = (1, "origin", SOURCE, "mesh-5/binaryen-116", "outer")
 
 
 def with_section(body: bytes, name: str = SECTION) -> bytes:
@@ -63,7 +64,7 @@ def test_a_module_with_an_origin_is_the_module_that_it_was() -> None:
 
 def test_the_committed_guest_says_what_it_was_made_of() -> None:
     source = import_file([PLAIN], lambda cid, data: None).cid
-    assert read_origin(MOVABLE) == Origin(source, "mesh-4/binaryen-116", Policy.OUTER)
+    assert read_origin(MOVABLE) == Origin(source, "mesh-5/binaryen-116", Policy.OUTER)
 
 
 def test_only_what_a_tested_instrumenter_made_is_moved() -> None:
@@ -79,9 +80,18 @@ def test_only_what_a_tested_instrumenter_made_is_moved() -> None:
 def test_the_way_of_rewriting_has_a_number_of_its_own() -> None:
     """Where this fails on purpose, REWRITING is one more: auditors tell the two ways by it."""
     digests = {policy: sha256(add_checks(PLAIN, policy)[0]).hexdigest() for policy in Policy}
-    assert (REWRITING, digests) == (4, REWRITTEN)
+    assert (REWRITING, digests, " ".join(options("-", "-"))) == (5, REWRITTEN, SAID)
 
 
+SAID = (
+    "- --mvp-features --enable-mutable-globals --enable-nontrapping-float-to-int --enable-simd"
+    " --enable-bulk-memory --enable-sign-ext --enable-reference-types --enable-multivalue"
+    " --enable-extended-const --enable-multimemory -O2 --asyncify"
+    " --pass-arg=asyncify-imports@mesh.yield --pass-arg=asyncify-onlylist@moving.*"
+    " --pass-arg=asyncify-in-secondary-memory@1 --pass-arg=asyncify-secondary-memory-size@64"
+    " -O3 -o -"
+)
+"""To Binaryen."""
 REWRITTEN = {
     Policy.OUTER: "216dbece342071e370dd327a1dcf7d05ee74b175aae52bf272f61292c15a3964",
     Policy.ALL: "339a855c509f6d2a208c2f918f65e8d9d87a5f6a5d979041910890aa49bbe461",
