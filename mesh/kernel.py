@@ -156,7 +156,9 @@ class Kernel:
             past=past,
             records=records,
         )
-        self.migrator = Migrator(self._auctioneer.accounts, self._auctioneer.register, self._book)
+        self.migrator = Migrator(
+            policy, self._auctioneer.accounts, self._auctioneer.register, self._book
+        )
 
     # --- what shells and checkers may read ------------------------------------------------------
 
@@ -338,7 +340,7 @@ class Kernel:
             case Renew():
                 return [
                     *auctioneer.renew(peer, message, now),
-                    *self.migrator.renewed(peer, message),
+                    *self.migrator.renewed(peer, message, now),
                 ]
             case Renewed():
                 return tenancies.renewed(peer, message, now)

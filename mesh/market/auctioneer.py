@@ -263,7 +263,7 @@ class Auctioneer:
         return [
             *actions,
             Send(peer, Renewed(renew.task, renew.fence, renew.seq, self._policy.ttl_ms)),
-            self._sales[renew.task].grant(record, self._policy, now),
+            self._sales[renew.task].renew(record, self._policy, now),
         ]
 
     # --- time -----------------------------------------------------------------------------------

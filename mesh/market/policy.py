@@ -74,6 +74,10 @@ class Policy:
     """A run makes room for one whose buyer would pay so many times its price…"""
     preempt_gap_ms: int = 60_000
     """…and not for the next one before so long: asking costs nothing."""
+    late_max: int = 3
+    """A run is asked back, for another place, when so many renewals in a row came late…"""
+    late_gap_ms: int = 60_000
+    """…and not the next one before so long: where all are late it is we who are hard to reach."""
     leave_ahead_ms: int = 600_000
     """Runs make room so long before the owner is expected to need it."""
     claim_ms: int = 600_000

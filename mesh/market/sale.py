@@ -50,6 +50,8 @@ class Sale:
     avoid: set[PeerId] = Factory(set)
     """Who just lost this task."""
     granted_until: float = 0.0
+    late: int = 0
+    """Renewals in a row that came when half of the lease was over: one before each was lost."""
     award: Award | None = None
     award_at: float = 0.0
     """When it is repeated next."""
@@ -85,6 +87,12 @@ class Sale:
         self.granted_until = now + (policy.ttl_ms + policy.margin_ms) / 1000
         return WakeAt(self.granted_until, Woken("lease", record.order.task, record.fence))
 
+    def renew(self, record: TaskRecord, policy: Policy, now: float) -> Action:
+        """Its holder was heard: the lease runs from now."""
+        left_s = self.granted_until - policy.margin_ms / 1000 - now
+        self.late = self.late + 1 if left_s < policy.ttl_ms / 2000 else 0
+        return self.grant(record, policy, now)
+
     def repeat_award(self, record: TaskRecord, policy: Policy, now: float) -> Action:
         """When the award is repeated next."""
         self.award_at = now + policy.award_every_ms / 1000
@@ -93,7 +101,7 @@ class Sale:
     def end_lease(self, executor: PeerId) -> None:
         """*executor* is out: elsewhere next, if possible."""
         self.avoid = {executor}
-        self.done, self.saving, self.leaving = None, None, ""
+        self.done, self.saving, self.leaving, self.late = None, None, "", 0
 
     def awaits(self, peer: PeerId) -> bool:
         """Whether *peer* was asked in this round and has not answered yet."""

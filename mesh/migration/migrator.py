@@ -16,7 +16,8 @@ from mesh.ids import Cid, PeerId, TaskId, short_peer
 from mesh.market.accounts import Accounts
 from mesh.market.copies import RUNS_ANOTHER
 from mesh.market.offers import OfferBook
-from mesh.market.order import State, TaskRecord, with_saved
+from mesh.market.order import State, TaskRecord, with_saved, work_left
+from mesh.market.policy import Policy
 from mesh.market.register import Register
 from mesh.market.sale import Sale
 from mesh.market.terms import MOVED
@@ -27,10 +28,15 @@ from mesh.sansio import Action, Collect, Collected, MoveRequested, PersistTask, 
 class Migrator:
     """Asks executors to give back, and keeps the states of what they run."""
 
-    def __init__(self, accounts: Accounts, register: Register, book: OfferBook) -> None:
+    def __init__(
+        self, policy: Policy, accounts: Accounts, register: Register, book: OfferBook
+    ) -> None:
+        self._policy = policy
         self._accounts = accounts
         self._register = register
         self._book = book
+        self._called_at = -1e9
+        """When a run was last asked back of somebody hard to reach."""
 
     def request(self, event: MoveRequested) -> list[Action]:
         """A client wants its task elsewhere."""
@@ -43,14 +49,30 @@ class Migrator:
         sale.leaving, sale.only = f"its client wants it {where}", event.to
         return [Send(record.executor, Handover(event.task, record.fence, sale.leaving))]
 
-    def renewed(self, peer: PeerId, renew: Renew) -> list[Action]:
-        """Who still holds what it was asked to give back is asked again."""
+    def renewed(self, peer: PeerId, renew: Renew, now: float) -> list[Action]:
+        """Who still holds what it was asked to give back is asked again; and who is hard to reach
+        for the first time, before the lease is lost over that."""
         record, sale = self._register.find(renew.task)
-        if not record or not sale or not sale.leaving or record.state is not State.RUNNING:
+        if not record or not sale or record.state is not State.RUNNING:
             return []
         if (record.executor, record.fence) != (peer, renew.fence):
             return []
+        if not sale.leaving and self._is_better_elsewhere(record, sale, peer, now):
+            self._called_at = now
+            sale.leaving, sale.late = "its renewals come late from there", 0
+        if not sale.leaving:
+            return []
         return [Send(peer, Handover(renew.task, renew.fence, sale.leaving))]
+
+    def _is_better_elsewhere(
+        self, record: TaskRecord, sale: Sale, executor: PeerId, now: float
+    ) -> bool:
+        if sale.late < self._policy.late_max:
+            return False
+        if now - self._called_at < self._policy.late_gap_ms / 1000:
+            return False
+        known = (executor, *self._register.taken(record.order))
+        return self._book.has_room(work_left(record), known)
 
     def stays(self, peer: PeerId, stays: Stays) -> list[Action]:
         """It cannot be moved: its client sees why."""

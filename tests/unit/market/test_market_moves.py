@@ -106,6 +106,50 @@ def test_a_move_is_asked_of_whoever_runs_it_and_again_with_each_renewal(hall: Ha
     assert some(hall.got(second, Renew(hall.task, 1, 1, 0), 5.0), Handover) == []
 
 
+def late(hall: Hall, seqs: range, now: float) -> list[Action]:
+    """Every second of the renewals is lost; what the buyer does at the last one."""
+    actions: list[Action] = []
+    for seq in seqs:
+        now += 2 * POLICY.ttl_ms / 3000
+        actions = hall.got(hall.sellers[0], Renew(hall.task, hall.record.fence, seq, 0), now)
+    return actions
+
+
+def test_a_run_is_asked_back_from_where_renewals_come_late_before_the_lease_is_lost(
+    hall: Hall,
+) -> None:
+    hall.running()
+    assert not some(late(hall, range(POLICY.late_max - 1), 0.0), Handover)
+    now = (POLICY.late_max - 1) * 10.0
+    asked = one(late(hall, range(1), now), Handover)
+    assert (asked.fence, asked.reason) == (1, "its renewals come late from there")
+    again = Renew(hall.task, 1, 9, 0)
+    assert one(hall.got(hall.sellers[0], again, now + 11.0), Handover) == asked, "until it does"
+
+
+def test_renewals_in_time_or_nowhere_else_to_go_leave_a_run_where_it_is(hall: Hall) -> None:
+    hall.running()
+    late(hall, range(POLICY.late_max - 1), 0.0)
+    now = (POLICY.late_max - 1) * 10.0
+    hall.got(hall.sellers[0], Renew(hall.task, 1, 7, 0), now + 5.0)
+    assert not some(late(hall, range(1), now + 5.0), Handover), "one came in time between"
+    for seller in hall.sellers[1:]:
+        hall.offers(seller, now + 6.0, free=Capacity())
+    assert not some(late(hall, range(9), now + 15.0), Handover), "nobody else has room"
+    hall.offers(hall.sellers[1], now + 106.0)
+    assert some(late(hall, range(1), now + 105.0), Handover)
+
+
+def test_where_all_are_late_not_every_run_is_asked_back(hall: Hall) -> None:
+    hall.running()
+    assert some(late(hall, range(POLICY.late_max), 0.0), Handover)
+    stays = Stays(hall.task, 1, "its module cannot be moved")
+    hall.got(hall.sellers[0], stays, POLICY.late_max * 10.0 + 1.0)
+    asked_at = POLICY.late_max * 10.0
+    assert not some(late(hall, range(5), asked_at), Handover)
+    assert some(late(hall, range(2), asked_at + 50.0), Handover), "a minute later it is"
+
+
 def test_nobody_is_asked_to_give_back_what_does_not_run_or_runs_there_already(hall: Hall) -> None:
     assert "no such task" in hall.buyer.kernel.migrator.why_not(hall.task, None)
     hall.award()
