@@ -156,9 +156,7 @@ class Kernel:
             past=past,
             records=records,
         )
-        self.migrator = Migrator(
-            policy, self._auctioneer.accounts, self._auctioneer.register, self._book
-        )
+        self.migrator = Migrator(policy, self._auctioneer, self._book)
 
     # --- what shells and checkers may read ------------------------------------------------------
 

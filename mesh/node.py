@@ -165,7 +165,7 @@ def _gather(config: Config, home: Home, files: Belongings) -> Facts:
         past=past,
         books=read_our_books(files),
         is_confirmed=files.is_new_key and past.head.seq == 0,
-        records=tuple(files.journal.tasks(policy.tasks_ended_max)),
+        records=tuple(files.journal.tasks(policy.tasks_ended_max, past.awarded())),
         tenancies=tuple(files.journal.tenancies()),
         epoch=files.epoch,
         epoch_ms=time_ns() // 10**6 - int(trio.current_time() * 1000),

@@ -124,6 +124,7 @@ class Auctioneer:
         for record in list(self.records.values()):
             if not record.state.is_final:
                 actions += self._resume(record, newest.get(record.order.task, 0), now)
+        self.register.forget()
         return [*self.billing.pay_again(now), *actions, self.accounts.timer(now)]
 
     def confirmed(self, lost: Sequence[Entry], now: float) -> list[Action]:

@@ -6,7 +6,7 @@ to depends on the others. All have one manifest, so what honest nodes return is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from attrs import evolve
 
@@ -46,10 +46,12 @@ def awaited(open_: Sequence[TaskRecord]) -> dict[TaskId, None]:
     return dict.fromkeys(task for group in groups if group for task in group.members)
 
 
-def recent(records: Sequence[TaskRecord], ended_max: int) -> tuple[TaskRecord, ...]:
-    """What a node must know again of all *records*: what is open, with its copies, and the last
-    *ended_max* of the others."""
-    needed = awaited([record for record in records if not record.state.is_final])
+def recent(
+    records: Sequence[TaskRecord], ended_max: int, awarded: Collection[TaskId] = ()
+) -> tuple[TaskRecord, ...]:
+    """What a node must know again of all *records*: what is open, with its copies, what is
+    *awarded* by the ledger and may be unpaid, and the last *ended_max* of the others."""
+    needed = {*awaited([record for record in records if not record.state.is_final]), *awarded}
     ended = [r for r in records if r.state.is_final and r.order.task not in needed]
     forgotten = {record.order.task for record in ended[: max(0, len(ended) - ended_max)]}
     return tuple(record for record in records if record.order.task not in forgotten)

@@ -132,6 +132,11 @@ class TaskRecord:
     """Why it is in this state, for people."""
 
 
+def is_unpaid(record: TaskRecord) -> bool:
+    """Whether a crash came between its end and the payment for it: its seller asks again."""
+    return record.state.is_final and record.result is not None and record.settle is None
+
+
 def paid_so_far(record: TaskRecord) -> int:
     """µcr, those of states included that the record does not know to be paid yet."""
     return record.amount if record.state.is_final else record.amount + owed_for_states(record)

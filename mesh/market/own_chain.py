@@ -19,7 +19,7 @@ from ledger.keys import Sign
 from ledger.model import Entry, Kind
 from ledger.proof import Frontier
 from ledger.statements import Line
-from mesh.ids import PeerId
+from mesh.ids import PeerId, TaskId
 from mesh.sansio import Action, AppendEntry
 
 CLOSINGS_MAX = 1_024
@@ -48,6 +48,10 @@ class Past:
     """The ids of the ALLOCs that we claim on our word alone; the last ones."""
     lines: tuple[tuple[bytes, int], ...] = ()
     """(buyer, limit in µcr)"""
+
+    def awarded(self) -> frozenset[TaskId]:
+        """The tasks of the ALLOCs that nothing has closed."""
+        return frozenset(TaskId(Entry.decode(data).content.deal.nonce) for data in self.allocs)
 
 
 def read_past(author: PeerId, net: bytes, entries: Iterable[Entry]) -> Past:

@@ -14,6 +14,7 @@ from mesh.market.order import (
     Order,
     State,
     TaskRecord,
+    is_unpaid,
     with_answer,
     with_verdict,
 )
@@ -39,11 +40,12 @@ class Register:
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         open_max, ended_max = self._policy.tasks_open_max, self._policy.tasks_ended_max
-        ended = len(self._ended())
-        copies = len(self.records) - len(self.sales) - ended
+        ended, unpaid = len(self._ended()), sum(map(is_unpaid, self.records.values()))
+        copies = len(self.records) - len(self.sales) - ended - unpaid
         return {
             "tasks_open": (len(self.sales), open_max),
             "tasks_ended": (ended, ended_max),
+            "tasks_unpaid": (unpaid, self._policy.allocs_max),
             "copies_ended": (copies, open_max * (COPIES_MAX - 1)),
         }
 
@@ -119,19 +121,29 @@ class Register:
             self.records[task] = record
             is_over = record.state.is_final and task in self.sales
             actions += self.end(task, record.state, record.reason) if is_over else self.move(record)
+        self.forget()
         return actions
 
     def end(self, task: TaskId, state: State, reason: str) -> list[Action]:
-        """Close the sale for good; the oldest ended record makes room."""
+        """Close the sale for good."""
         assert state.is_final
         del self.sales[task]
         actions = self.move(evolve(self.records[task], state=state, reason=reason))
+        self.forget()
+        return actions
+
+    def forget(self) -> None:
+        """The oldest ended records make room."""
         ended = self._ended()
         for key in ended[: max(0, len(ended) - self._policy.tasks_ended_max)]:
             del self.records[key]
-        return actions
 
     def _ended(self) -> list[TaskId]:
-        """What has ended and may be forgotten, oldest first: not while another copy is open."""
+        """What has ended and may be forgotten, oldest first: not while another copy is open, nor
+        before it is paid."""
         kept = awaited([self.records[task] for task in self.sales])
-        return [task for task in self.records if task not in self.sales and task not in kept]
+        return [
+            task
+            for task, record in self.records.items()
+            if task not in self.sales and task not in kept and not is_unpaid(record)
+        ]

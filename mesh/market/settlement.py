@@ -154,6 +154,7 @@ class Settlement:
         )
         self._register.records[task] = settled
         if settled.state.is_final:
+            self._register.forget()
             return [PersistTask(settled), *paid]
         sale = self._register.sales[task]
         self._calibration.record(executor, sale.promise, was_kept=now <= sale.deadline_at)

@@ -5,6 +5,9 @@ it burnt, and gives the state to the auctioneer, who holds it before it pays and
 the rest to another (market/settlement.py). So every rule that fences a lease fences a move: nobody
 goes on while another still may. On the way executors give states of runs that go on; the last one
 that we hold counts should they be lost, and one of those who bid for the task has it ready.
+
+A run leaves because its client wants that, or because its renewals come late: whoever can hardly be
+reached loses the lease sooner or later, and what it did since its last state with it.
 """
 
 from __future__ import annotations
@@ -13,12 +16,11 @@ from attrs import evolve
 
 from mesh.errors import PeerError
 from mesh.ids import Cid, PeerId, TaskId, short_peer
-from mesh.market.accounts import Accounts
+from mesh.market.auctioneer import Auctioneer
 from mesh.market.copies import RUNS_ANOTHER
 from mesh.market.offers import OfferBook
 from mesh.market.order import State, TaskRecord, with_saved, work_left
 from mesh.market.policy import Policy
-from mesh.market.register import Register
 from mesh.market.sale import Sale
 from mesh.market.terms import MOVED
 from mesh.messages import Handover, Keep, Renew, Saved, Stays
@@ -28,12 +30,10 @@ from mesh.sansio import Action, Collect, Collected, MoveRequested, PersistTask, 
 class Migrator:
     """Asks executors to give back, and keeps the states of what they run."""
 
-    def __init__(
-        self, policy: Policy, accounts: Accounts, register: Register, book: OfferBook
-    ) -> None:
+    def __init__(self, policy: Policy, auctioneer: Auctioneer, book: OfferBook) -> None:
         self._policy = policy
-        self._accounts = accounts
-        self._register = register
+        self._accounts = auctioneer.accounts
+        self._register = auctioneer.register
         self._book = book
         self._called_at = -1e9
         """When a run was last asked back of somebody hard to reach."""

@@ -33,14 +33,16 @@ def restore(
     """A kernel that takes up where the disk left off."""
     entries = [Entry.decode(data) for data in contents.entries]
     others = [Entry.decode(data) for data in contents.foreign]
+    past = read_past(identity.peer, NET, entries)
+    records = list(contents.records.values())
     return Kernel(
         identity,
         policy,
         rng,
-        past=read_past(identity.peer, NET, entries),
+        past=past,
         books=read_books(identity.peer, Accounts(NET), [*entries, *others]),
         is_confirmed=is_new,
-        records=recent(list(contents.records.values()), policy.tasks_ended_max),
+        records=recent(records, policy.tasks_ended_max, past.awarded()),
         tenancies=tuple(contents.tenancies.values()),
         epoch=epoch,
         epoch_ms=epoch_ms,

@@ -7,7 +7,7 @@ own (codec.dump); a value that does not load is our corruption, not a peer's.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias, TypeVar, assert_never
@@ -66,9 +66,9 @@ class Journal:
             (value,) = self._database.execute("SELECT value FROM epoch").fetchone()
             return int(value)
 
-    def tasks(self, ended_max: int) -> list[TaskRecord]:
-        """All open tasks, with the ended copies of them, and the newest *ended_max* of the ended
-        ones, oldest first."""
+    def tasks(self, ended_max: int, awarded: Collection[TaskId] = ()) -> list[TaskRecord]:
+        """All open tasks, with the ended copies of them, those *awarded* by the ledger, and the
+        newest *ended_max* of the ended ones, oldest first."""
         rows = self._read(
             "SELECT record, at FROM task WHERE NOT is_final UNION ALL SELECT * FROM"
             " (SELECT record, at FROM task WHERE is_final ORDER BY at DESC LIMIT ?)"
@@ -78,8 +78,10 @@ class Journal:
         records = [_load(TaskRecord, data) for data, _ in rows]
         known = {record.order.task for record in records}
         copies = awaited([record for record in records if not record.state.is_final])
-        older = [self.task(task) for task in copies if task not in known]
-        return [*(record for record in older if record), *records]
+        wanted = dict.fromkeys((*copies, *sorted(awarded)))
+        older = [self.task(task) for task in wanted if task not in known]
+        found = [record for record in older if record]
+        return [*sorted(found, key=lambda record: record.submitted_ms), *records]
 
     def task(self, task: TaskId) -> TaskRecord | None:
         """A task of any age."""

@@ -27,7 +27,7 @@ from mesh.market.bidding import Shop
 from mesh.market.copies import recent
 from mesh.market.credit import read_books
 from mesh.market.order import Order, TaskRecord
-from mesh.market.own_chain import read_past
+from mesh.market.own_chain import Past, read_past
 from mesh.market.policy import Policy
 from mesh.market.terms import (
     EMPTY_DIR,
@@ -206,19 +206,20 @@ class Player:
             self.identity,
             self.policy,
             Random(self.boots),
-            past=read_past(self.peer, NET, self.entries),
+            past=(past := read_past(self.peer, NET, self.entries)),
             books=read_books(self.peer, Accounts(NET), [*self.entries, *self.received]),
             is_confirmed=is_confirmed,
-            records=self._recent(),
+            records=self._recent(past),
             tenancies=tuple(self.tenancies.values()),
             epoch=self.boots,
             epoch_ms=WALL_MS,
             shop=self.shop,
         )
 
-    def _recent(self) -> tuple[TaskRecord, ...]:
+    def _recent(self, past: Past) -> tuple[TaskRecord, ...]:
         """What a journal would give back: all open tasks, and so many of the ended ones."""
-        return recent(list(self.records.values()), self.policy.tasks_ended_max)
+        records = list(self.records.values())
+        return recent(records, self.policy.tasks_ended_max, past.awarded())
 
     def told(self, event: Event, now: float | None = None) -> list[Action]:
         """What the kernel does about *event*; writes are on disk when this returns."""

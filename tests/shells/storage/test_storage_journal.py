@@ -73,6 +73,10 @@ def test_all_open_tasks_come_back_and_the_newest_of_the_ended(path: Path) -> Non
         assert [each for each in tasks if each.state.is_final] == ended[-4:]
         assert [each.submitted_ms for each in tasks] == sorted(each.submitted_ms for each in tasks)
         assert journal.task(ended[0].order.task) == ended[0], "the others are still on disk"
+        awarded = {ended[1].order.task, ended[9].order.task, open_[0].order.task}
+        tasks = journal.tasks(1, awarded)
+        assert [each for each in tasks if each.state.is_final] == [ended[1], ended[9]]
+        assert [each for each in tasks if not each.state.is_final] == open_
 
 
 def test_an_open_task_comes_back_with_its_copies_that_have_ended(path: Path) -> None:

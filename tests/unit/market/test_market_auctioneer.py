@@ -8,6 +8,7 @@ import pytest
 from attrs import evolve
 from market_players import (
     NEEDS,
+    NET,
     POLICY,
     RESULT,
     WORK,
@@ -24,6 +25,7 @@ from ledger.model import Entry, Kind
 from mesh import codec
 from mesh.ids import TaskId
 from mesh.market.order import State, TaskRecord
+from mesh.market.own_chain import read_past
 from mesh.messages import (
     Accepted,
     Ask,
@@ -751,6 +753,27 @@ def test_a_restart_still_has_the_receipt_that_the_seller_missed(hall: Hall) -> N
     hall.buyer.told(Started(), 100.0)
     assert one(hall.got(hall.sellers[0], done, 101.0), Settled) == settled
     assert one(hall.got(hall.sellers[0], Renew(hall.task, 1, 1, 0), 102.0), Settled) == settled
+
+
+def test_a_crash_before_the_payment_is_made_good_however_many_tasks_have_ended_since() -> None:
+    hall = Hall(policy=evolve(POLICY, tasks_ended_max=1))
+    done = hall.sellers[0].done(hall.running())
+    hall.got(hall.sellers[0], done, 14.0)
+    hall.buyer.told(Collected(hall.task, 1, RESULT.output, ""), 15.0)
+    paid = hall.buyer.entries.pop()  # the record was written, the payment was not
+    hall.buyer._head = read_past(hall.buyer.peer, NET, hall.buyer.entries).head
+    for key in (b"a", b"b", b"c"):
+        hall.buyer.boot()
+        hall.buyer.told(Started(), 20.0)
+        assert hall.buyer.kernel.sizes()["tasks_unpaid"] == (1, POLICY.allocs_max)
+        other = order(hall.buyer.peer, key)
+        hall.buyer.told(Submitted(other), 21.0)
+        hall.buyer.told(CancelRequested(other.task), 22.0)
+    hall.got(hall.sellers[0], done, 30.0)
+    assert hall.kinds == [Kind.ALLOC, Kind.SETTLE]
+    assert hall.buyer.entries[-1].content.deal.amount == paid.content.deal.amount
+    sizes = hall.buyer.kernel.sizes()
+    assert (sizes["tasks_unpaid"][0], sizes["tasks_ended"]) == (0, (1, 1))
 
 
 def test_a_restart_past_the_deadline_ends_the_task() -> None:

@@ -201,6 +201,8 @@ def test_what_is_open_is_remembered_with_its_ended_copies_and_some_of_the_rest()
     )
     assert recent([one, *plain, two], 2) == (one, *plain[2:], two)
     assert recent([*plain, two], 0) == (two,)
+    awarded = {plain[0].order.task, one.order.task}
+    assert recent([*plain, two], 1, awarded) == (plain[0], plain[3], two)
 
 
 # --- what they came to

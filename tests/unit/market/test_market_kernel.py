@@ -204,7 +204,7 @@ def test_every_table_has_a_name_and_a_bound(player: Player) -> None:
     assert set(player.kernel.sizes()) == {
         "offers", "calibration", "faults", "tasks_open", "tasks_ended", "allocs_open", "closings",
         "holds", "tenancies", "modules", "buyers", "deals_open", "deals_closed", "keys_forked",
-        "keyops", "states_kept", "copies_ended",
+        "keyops", "states_kept", "copies_ended", "tasks_unpaid",
     }  # fmt: skip
 
 
