@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from mesh.cli.words import (
     task_lines,
 )
 from mesh.client.limits import Limits
+from mesh.runtime.manifest import STDIN
 
 if TYPE_CHECKING:
     from mesh.client import Client, Task
@@ -56,6 +58,11 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     callback=_pairs,
     metavar="NAME=PATH",
     help="A file for /in/NAME; PATH may be cid:…",
+)
+@click.option(
+    "--stdin",
+    metavar="PATH",
+    help="What it reads as its standard input: a file, cid:…, or - for our own.",
 )
 @click.option(
     "-O", "--out", "outs", multiple=True, metavar="NAME[=TO]", help="Download /out/NAME at the end."
@@ -122,6 +129,7 @@ def submit(
     module: str,
     args: tuple[str, ...],
     inputs: dict[str, str],
+    stdin: str | None,
     outs: tuple[str, ...],
     env: dict[str, str],
     runtime: str,
@@ -148,7 +156,10 @@ def submit(
     mesh submit -i book=book.txt -O counts.txt -- wordcount.wasm book
     mesh submit --detach -o id --max-price 0.05 -- job.wasm
     mesh submit --runtime python -O plot.csv -- prog.py 1000
+    sort names | mesh submit --runtime python --stdin - -- count.py
     """
+    if stdin is not None:
+        inputs |= _redirected(client, stdin, inputs)
     limits = Limits(cpus, memory, disk, fuel, wall, deadline, max_price, fee, priority, features)
     task = client.submit(
         module,
@@ -167,6 +178,13 @@ def submit(
         show_task(task.record, form)
         return
     finish(task, Story(), form, None if timeout is None else timeout / 1000, outs)
+
+
+def _redirected(client: Client, stdin: str, inputs: Mapping[str, str]) -> dict[str, str]:
+    if STDIN in inputs:
+        raise click.UsageError(f"--stdin and --input {STDIN}=… exclude one another")
+    ours = stdin == "-"
+    return {STDIN: client.put_stream(STDIN, sys.stdin.buffer) if ours else stdin}
 
 
 def tell_module(module: modules_pb2.Module) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 import grpc
 
@@ -129,7 +129,8 @@ class Client:
         With *redundancy* above 1 as many different nodes run it, for max_price altogether; who
         differs from the others is run again by the node, and named.
 
-        A module or input is a path, or `cid:…` for content that the node can find. The same *key*
+        A module or input is a path, or `cid:…` for content that the node can find; the input named
+        `stdin` is also what the program reads as its standard input. The same *key*
         gives the same task, so a repeated call never pays twice; by default each call has its own.
         With a *runtime* (`python`) the module is a program for it, and lies at /in/main.py; the
         runtime is made movable by `yes` alone: that takes minutes, once.
@@ -384,9 +385,12 @@ class Client:
 
     def put_bytes(self, name: str, data: bytes) -> str:
         """Upload *data* as the file *name*; `cid:…`, to submit it with."""
+        return self.put_stream(name, io.BytesIO(data))
+
+    def put_stream(self, name: str, file: BinaryIO) -> str:
+        """Upload what can be read from *file*, as `put_bytes` does."""
         with told_plainly(self.target):
-            request = in_chunks(name, io.BytesIO(data))
-            return f"cid:{self._files.Put(request, timeout=UPLOAD_S).cid}"
+            return f"cid:{self._files.Put(in_chunks(name, file), timeout=UPLOAD_S).cid}"
 
     def read(self, cid: str, path: str = "") -> Iterator[bytes]:
         """The bytes of a file, or of the file at *path* below a directory."""

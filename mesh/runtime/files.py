@@ -64,6 +64,13 @@ class Files:
         for number, tree in enumerate(trees, 3):
             self.descriptors[number] = Folder(tree, (), is_preopened=True)
 
+    def redirect(self, number: int, tree: Tree, parts: Parts) -> None:
+        """Have the descriptor *number* read the file at *parts* from its start, as a shell's `<`
+        does; where there is none, leave it as it is."""
+        found = tree.find(parts)
+        if found is not None and found.kind is Filetype.REGULAR:
+            self.descriptors[number] = self._open_file(tree, parts, Rights.READING, 0, 0)
+
     # --- descriptors --------------------------------------------------------------------------
 
     def descriptor(self, number: int) -> Descriptor:

@@ -52,6 +52,8 @@ TEXT_MAX = 32 << 10
 """Bytes of one argument or variable."""
 NAME_MAX = 255
 """Bytes of the name of an input."""
+STDIN = "stdin"
+"""The input that is also what the program reads as its standard input, if it is a file."""
 FUEL_MAX = 1 << 62
 MEMORY_MAX = 4 << 30
 DISK_MAX = 1 << 42

@@ -107,6 +107,7 @@ class Rights:
     WRITING = WRITE | ALLOCATE | SET_SIZE
     FILE = 0x1FF | 7 << 21 | 1 << 27
     """All that can be done with an open file."""
+    READING = FILE & ~WRITING
     FOLDER = ALL & ~(READ | SEEK | TELL | WRITING)
     STREAM = 1 << 21 | 1 << 27
     """To be looked at and polled."""

@@ -44,7 +44,7 @@ from mesh.runtime.frames import (
     frame_length,
 )
 from mesh.runtime.landlock import Reach
-from mesh.runtime.manifest import Job, decode
+from mesh.runtime.manifest import STDIN, Job, decode
 from mesh.runtime.module import PAGE, YIELD
 from mesh.runtime.pace import Pace
 from mesh.runtime.pages import Kept
@@ -230,10 +230,12 @@ def trees_of(inputs: Mapping[str, Path], scratch: Path) -> tuple[Tree, Tree, Tre
 
 
 def system_calls(job: Job, trees: tuple[Tree, Tree, Tree], fuel_used: Callable[[], int]) -> Wasi:
+    files = Files(trees, job.disk)
+    files.redirect(0, trees[0], (STDIN,))
     return Wasi(
         ("task", *job.args),
         job.env,
-        Files(trees, job.disk),
+        files,
         seed=job.seed,
         t0_ns=job.t0_ns,
         stdout_max=job.stdout_max,

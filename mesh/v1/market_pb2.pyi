@@ -114,7 +114,7 @@ class MarketBidRequest(_message.Message):
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def inputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Names under /in, and the CIDs of what lies there."""
+        """Names under /in, and the CIDs of what lies there. The file `stdin` is the standard input too."""
 
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -43,10 +43,10 @@ class Node:
         self.folder = folder
         self.server = server
 
-    async def mesh(self, *args: str) -> Result:
+    async def mesh(self, *args: str, stdin: bytes = b"") -> Result:
         runner = CliRunner(env={"MESH_HOME": str(self.folder / "home")})
         return await trio.to_thread.run_sync(
-            lambda: runner.invoke(cli, args, prog_name="mesh", catch_exceptions=False)
+            lambda: runner.invoke(cli, args, stdin, prog_name="mesh", catch_exceptions=False)
         )
 
     async def json(self, *args: str) -> Any:
@@ -469,6 +469,26 @@ async def test_content_that_is_known_already_is_not_sent_again(node: Node) -> No
 
     await trio.to_thread.run_sync(use)
     assert node.door.requests[0].name == "again"
+
+
+@pytest.mark.parametrize("source", ["-", "lines.txt"])
+async def test_what_a_program_reads_is_a_file_or_our_own_standard_input(
+    node: Node, source: str
+) -> None:
+    (node.folder / "lines.txt").write_text("from a file\n")
+    words = ("submit", "--stdin", source, "--", node.module("ok"))
+    result = await node.mesh(*words, stdin=b"from a pipe\n")
+    assert result.exit_code == 0, result.stderr
+    (request,) = node.door.requests
+    said = b"from a pipe\n" if source == "-" else b"from a file\n"
+    assert dict(request.inputs) == {"stdin": cid_of(RAW, said)}
+
+
+async def test_there_is_one_standard_input(node: Node) -> None:
+    result = await node.mesh("submit", "--stdin", "-", "-i", "stdin=x", "--", node.module("ok"))
+    assert result.exit_code == 2
+    assert "--stdin and --input stdin=… exclude one another" in result.stderr
+    assert node.door.requests == []
 
 
 # --- runtimes

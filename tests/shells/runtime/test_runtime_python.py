@@ -17,6 +17,7 @@ from runtime_jobs import ROOT, ignore, job_of, tree
 
 from mesh.ids import RAW, cid_of
 from mesh.runtime.interpreters import PROGRAM, arguments
+from mesh.runtime.manifest import STDIN
 from mesh.runtime.supervisor import Outcome, open_supervisor
 
 GUESTS = ROOT / "tests/guests"
@@ -46,15 +47,21 @@ class Ran:
         return self.status, self.code, self.fuel, self.out, self.err, self.files
 
 
-async def play(folder: Path, program: str, *args: str, **limits: object) -> Ran:
+async def play(
+    folder: Path, program: str, *args: str, stdin: bytes | None = None, **limits: object
+) -> Ran:
     """*program*, in a worker."""
     path = folder / PROGRAM
     path.write_text(program)
     values: dict[str, object] = {"memory": 64 << 20, "disk": 4 << 20, "fuel": 10**11} | limits
-    inputs = ((PROGRAM, cid_of(RAW, path.read_bytes())),)
+    files = {PROGRAM: path}
+    if stdin is not None:
+        files[STDIN] = folder / STDIN
+        files[STDIN].write_bytes(stdin)
+    inputs = tuple((name, cid_of(RAW, path.read_bytes())) for name, path in files.items())
     job = job_of(MODULE, *arguments(args), inputs=inputs, **values)
     async with open_supervisor(folder / "runs", workers_max=1) as supervisor:
-        outcome = await supervisor.run("a", job, MODULE, {PROGRAM: path}, on_progress=ignore)
+        outcome = await supervisor.run("a", job, MODULE, files, on_progress=ignore)
         return Ran(outcome)
 
 
@@ -68,6 +75,18 @@ async def test_a_program_says_what_it_says_at_home(folder: Path) -> None:
     assert ran.err == ""
     assert ran.out == home.stdout.decode()
     assert (ran.status, ran.code) == ("exited", 0)
+
+
+async def test_standard_input_is_read_as_at_home(folder: Path) -> None:
+    program = "import sys\nprint(input(), sum(map(int, sys.stdin)), sys.stdin.isatty())\n"
+    told = "ü\n1\n2\n39\n".encode()
+    ran = await play(folder, program, stdin=told)
+    home = await trio.run_process(
+        [sys.executable, "-X", "utf8", "-c", program], stdin=told, capture_stdout=True
+    )
+    assert (ran.err, ran.out) == ("", home.stdout.decode())
+    empty = await play(folder, "input()")
+    assert (empty.code, empty.err.splitlines()[-1]) == (1, "EOFError: EOF when reading a line")
 
 
 async def test_files_are_files_in_out_and_tmp_alone(folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import wasmtime
 from runtime_jobs import (
     HOSTILE,
     PATIENCE,
@@ -96,6 +97,32 @@ async def test_a_job_gives_the_same_bytes_and_fuel_wherever_it_runs(tmp_path: Pa
     assert len(seen) == 4
     assert seen.count(seen[0]) == 4
     assert b"chance" in outcome.stdout
+
+
+CAT = """(module
+    (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (func (export "_start")
+        (loop $more
+            (i32.store (i32.const 0) (i32.const 64))
+            (i32.store (i32.const 4) (i32.const 7))
+            (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+            (if (i32.load (i32.const 8)) (then
+                (i32.store (i32.const 4) (i32.load (i32.const 8)))
+                (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+                (br $more))))))"""
+
+
+async def test_the_input_named_stdin_is_the_standard_input(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    cat, lines = tmp_path / "cat.wasm", tmp_path / "lines"
+    cat.write_bytes(wasmtime.wat2wasm(CAT))
+    lines.write_bytes(b"first line\nsecond line\n")
+    for key, name, said in (("a", "stdin", lines.read_bytes()), ("b", "other", b"")):
+        outcome = await run(supervisor, key, cat, inputs={name: lines})
+        assert (outcome.status, outcome.stdout) == ("exited", said)
 
 
 async def test_another_seed_is_another_run(supervisor: Supervisor) -> None:

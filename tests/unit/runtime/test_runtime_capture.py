@@ -40,6 +40,14 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path / "old")
 
 
+def test_a_moved_guest_reads_on_in_its_standard_input(machine: Machine, tmp_path: Path) -> None:
+    machine.files.redirect(0, trees_of(machine)[0], ("book",))
+    assert machine.read(0, 5) == b"once "
+    new = moved(machine, tmp_path / "new")
+    assert new.read(0, 4) == b"upon"
+    assert capture(new.wasi) != capture(machine.wasi), "each has an offset of its own"
+
+
 def test_a_moved_guest_goes_on_where_it_was(machine: Machine, tmp_path: Path) -> None:
     machine.path("path_create_directory", "folder")
     file = machine.opened("folder/file", how=Open.CREATE)

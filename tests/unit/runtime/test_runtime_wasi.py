@@ -103,6 +103,27 @@ def test_descriptors_are_always_ready(machine: Machine) -> None:
     assert machine.call("poll_oneoff", BUFFER, TEXT, 1 << 31, RESULT) == Errno.INVAL
 
 
+def test_standard_input_is_a_file_that_is_only_read_or_empty(tmp_path: Path) -> None:
+    (tmp_path / "inputs/folder").mkdir(parents=True)
+    (tmp_path / "inputs/lines").write_bytes(b"one\ntwo\n")
+    machine = Machine(tmp_path)
+    tree = machine.files.folder(IN).tree
+    for name in ("none", "folder"):
+        machine.files.redirect(0, tree, (name,))
+        assert machine.read(0, 10) == b""
+    machine.files.redirect(0, tree, ("lines",))
+    assert (machine.read(0, 4), machine.read(0, 10), machine.read(0, 10)) == (
+        b"one\n",
+        b"two\n",
+        b"",
+    )
+    assert machine.call("fd_seek", 0, 4, 0, RESULT) == 0
+    assert machine.read(0, 10) == b"two\n", "as after a shell's <"
+    assert machine.write(0, b"x") == Errno.NOTCAPABLE
+    assert machine.call("fd_filestat_set_size", 0, 0) == Errno.NOTCAPABLE
+    assert (tmp_path / "inputs/lines").read_bytes() == b"one\ntwo\n"
+
+
 def test_stdout_and_stderr_are_kept_apart_and_cut(machine: Machine) -> None:
     assert machine.write(1, b"x" * 60) == 0
     assert machine.write(2, b"y" * 10) == 0
