@@ -30,6 +30,7 @@ from mesh.market.order import (
     TaskRecord,
     bid_answer,
     burnt_before,
+    is_unpaid,
     refusal_answer,
     work_left,
 )
@@ -253,6 +254,8 @@ class Auctioneer:
     def renew(self, peer: PeerId, renew: Renew, now: float) -> list[Action]:
         """Extend the lease from now, or say that there is none."""
         record = self.register.held_by(peer, renew.task, renew.fence)
+        if record is not None and is_unpaid(record):
+            return []  # from before its end: the Done comes again
         if record is None or record.state not in (State.AWARDED, State.RUNNING):
             return self.billing.revoke(peer, renew.task, renew.fence)
         actions = self._run(record, "renewed") if record.state is State.AWARDED else []

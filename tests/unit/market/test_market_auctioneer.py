@@ -769,6 +769,8 @@ def test_a_crash_before_the_payment_is_made_good_however_many_tasks_have_ended_s
         other = order(hall.buyer.peer, key)
         hall.buyer.told(Submitted(other), 21.0)
         hall.buyer.told(CancelRequested(other.task), 22.0)
+    late = Renew(hall.task, 1, 1, 0)
+    assert hall.got(hall.sellers[0], late, 29.0) == [], "it is owed, and says Done again"
     hall.got(hall.sellers[0], done, 30.0)
     assert hall.kinds == [Kind.ALLOC, Kind.SETTLE]
     assert hall.buyer.entries[-1].content.deal.amount == paid.content.deal.amount
