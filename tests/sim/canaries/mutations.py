@@ -45,7 +45,7 @@ MUTATIONS = (
         "            expires_at=hold.sent_at + ttl / 1000,",
         "            expires_at=now + ttl / 1000,",
         ("S1",),
-        5,
+        75,
     ),
     Mutation(
         "a renewal counts from its answer",
