@@ -6,7 +6,7 @@ an offer unheard of for `offer_ages_ms` leaves; a full book drops what was heard
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from random import Random
 
 from attrs import frozen
@@ -98,11 +98,7 @@ class OfferBook:
 
         The random ones let newcomers be found, and keep the rich from owning the market.
         """
-        fitting = [
-            listing.offer
-            for listing in self._listings.values()
-            if listing.offer.peer not in avoid and why_unfit(listing.offer, work) == ""
-        ]
+        fitting = list(self._fitting(work, avoid))
         if len(fitting) <= count:
             return [offer.peer for offer in fitting]
         fitting.sort(key=lambda offer: (_expectation(offer, work, calibration), offer.peer))
@@ -112,10 +108,12 @@ class OfferBook:
 
     def has_room(self, work: Work, avoid: Collection[PeerId]) -> bool:
         """Whether anybody but *avoid* offers room for *work* now."""
-        return any(
-            peer not in avoid and why_unfit(listing.offer, work) == ""
-            for peer, listing in self._listings.items()
-        )
+        return any(self._fitting(work, avoid))
+
+    def _fitting(self, work: Work, avoid: Collection[PeerId]) -> Iterator[Offer]:
+        for peer, listing in self._listings.items():
+            if peer not in avoid and why_unfit(listing.offer, work) == "":
+                yield listing.offer
 
     def alone(self, peer: PeerId | None, work: Work) -> list[PeerId]:
         """*peer* and nobody else, if it has offered room for *work*."""

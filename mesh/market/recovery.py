@@ -14,7 +14,7 @@ from attrs import evolve
 from ledger.model import Terms, burnt_before
 from mesh.ids import Cid, EntryId, PeerId, TaskId
 from mesh.market.accounts import Accounts
-from mesh.market.order import State, TaskRecord, paid_so_far
+from mesh.market.order import State, TaskRecord, is_unpaid, paid_so_far
 from mesh.market.terms import CANCELLED, CANCELLED_EXIT
 from mesh.messages import Result
 from mesh.runtime.manifest import EXIT_CODE_MAX, STATUSES
@@ -37,9 +37,8 @@ def _recovered(
         return record
     entry, deal = paid[record.order.task]
     if record.state.is_final:
-        is_missing = record.result is not None and record.settle is None
         amount = record.amount + deal.amount
-        return evolve(record, settle=entry, amount=amount) if is_missing else record
+        return evolve(record, settle=entry, amount=amount) if is_unpaid(record) else record
     result = _result_of(deal)
     return evolve(
         record,
